@@ -1,0 +1,1 @@
+#![cfg_attr(feature = "kernel", no_std)]

@@ -1,0 +1,680 @@
+//! [`Exchange`]: one request and its answer as one end of a connection saw them. It is the one
+//! currency of everything below the protocols, and it has one text form: a JSON object a line
+//! (NDJSON), written by [`Exchange::write_json`] and read by [`Exchange::from_json`].
+//!
+//! **Invariant**: an exchange carries no credential, cookie, query value or body byte. It may carry
+//! the raw path until `route`; what is written of it is decided by [`PathForm`].
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use serde::Deserialize;
+
+/// One request and its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exchange {
+    /// First byte of the request, nanoseconds since the Unix epoch.
+    pub ts: u64,
+    /// From the first byte of the request to the last byte of the answer, nanoseconds.
+    pub duration_ns: u64,
+    /// Name of the service that was seen: the server's on the server side, the caller's on the client side.
+    pub service: Arc<str>,
+    /// The end that was seen.
+    pub side: Side,
+    /// Method as sent, upper case not enforced (methods are case-sensitive, RFC 9110 section 9.1).
+    pub method: Method,
+    /// Path without query and fragment; `None` when it cannot be known (a header table older than the agent).
+    pub path: Option<Box<str>>,
+    /// Names of query parameters in order of appearance, values never. At most [`MAX_QUERY_KEYS`].
+    pub query_keys: Vec<Box<str>>,
+    /// Status code; 0 where no answer came.
+    pub status: u16,
+    /// The whole request as it went over the connection: head, body and framing.
+    pub request_bytes: u64,
+    /// The whole answer, 1xx heads included.
+    pub response_bytes: u64,
+    /// Content of the request alone, where known.
+    pub request_body_bytes: Option<u64>,
+    /// Content of the answer alone, where known.
+    pub response_body_bytes: Option<u64>,
+    /// Who asked.
+    pub client: Peer,
+    /// The address that the client connected to.
+    pub server: Peer,
+    /// `http` or `https`.
+    pub scheme: Scheme,
+    /// HTTP version.
+    pub protocol: Protocol,
+    /// Version of TLS, where there is one and it is known.
+    pub tls_version: Option<TlsVersion>,
+    /// How it ended.
+    pub end: End,
+    /// How the connection of a TLS session was found.
+    pub attribution: Attribution,
+    /// Which kind of credential the request carried.
+    pub auth: Auth,
+    /// Who the credential stands for: a keyed hash, never the credential.
+    pub principal: Option<Box<str>>,
+    /// Workload of the caller, where known.
+    pub caller: Option<Arc<str>>,
+    /// Process of the end that was seen; 0 where unknown.
+    pub pid: u32,
+    /// Its executable or script.
+    pub exe: Option<Arc<str>>,
+    /// Status of a gRPC call, from its trailers.
+    pub grpc_status: Option<u32>,
+    /// `traceparent` of the request (W3C Trace Context), where it carried a valid one.
+    pub trace: Option<TraceContext>,
+    /// `User-Agent` of the request, cut to [`MAX_USER_AGENT`] bytes.
+    pub user_agent: Option<Box<str>>,
+    /// Media type of the answer without parameters, lower case.
+    pub response_type: Option<Box<str>>,
+}
+
+/// Most query parameter names kept of one request.
+pub const MAX_QUERY_KEYS: usize = 16;
+/// Most bytes kept of a `User-Agent`.
+pub const MAX_USER_AGENT: usize = 96;
+
+/// The end of the connection that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Side {
+    /// The end that received the request.
+    Server,
+    /// The end that sent it.
+    Client,
+}
+
+/// A request method: the registered ones without allocation, any other token as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the variants are the methods' own names")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Connect,
+    Options,
+    Trace,
+    Patch,
+    /// Any other token.
+    Other(Box<str>),
+    /// Not known: the header table of the connection is older than the agent.
+    Unknown,
+}
+
+/// One end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Peer {
+    /// An IP address and port; IPv4-mapped IPv6 addresses are kept as IPv4.
+    Ip(SocketAddr),
+    /// A unix socket: its path, `@name` for an abstract one, empty for an unnamed one.
+    Unix(Arc<str>),
+    /// Not known.
+    Unknown,
+}
+
+/// Scheme of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the variants say it")]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+/// HTTP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the variants say it")]
+pub enum Protocol {
+    Http10,
+    Http11,
+    Http2,
+    Http3,
+}
+
+/// TLS version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the variants say it")]
+pub enum TlsVersion {
+    Tls10,
+    Tls11,
+    Tls12,
+    Tls13,
+}
+
+/// How an exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// Request and answer were whole.
+    Complete,
+    /// The connection was reset before.
+    Reset,
+    /// The connection was closed before.
+    Closed,
+    /// The connection left HTTP with this exchange (101, or 2xx to CONNECT).
+    Upgraded,
+    /// Bytes were missed: sizes and duration are lower bounds.
+    Lost,
+}
+
+/// How sure the connection of an exchange is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Attribution {
+    /// Plaintext: the socket itself.
+    Socket,
+    /// TLS: the socket call ran inside the library call.
+    Nested,
+    /// TLS on memory: found by the ciphertext.
+    Ciphertext,
+    /// TLS: the connection is unknown.
+    None,
+}
+
+/// Kind of credential of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the variants are the schemes' own names")]
+pub enum Auth {
+    None,
+    Basic,
+    Bearer,
+    ApiKey,
+    Cookie,
+    Digest,
+    Negotiate,
+    Mtls,
+    Other,
+}
+
+/// W3C Trace Context of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceContext {
+    /// 16 bytes, not all zero.
+    pub trace_id: [u8; 16],
+    /// Span that the caller named as the parent: 8 bytes, not all zero.
+    pub parent_id: [u8; 8],
+    /// The caller's sampling decision.
+    pub sampled: bool,
+}
+
+/// How paths are written outside the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathForm {
+    /// The route: `/users/{id}`.
+    #[default]
+    Template,
+    /// The route with a keyed hash in each parameter.
+    Hmac,
+    /// As sent. Only for a recording that the operator asked for.
+    Raw,
+}
+
+macro_rules! names {
+    ($type:ty { $($variant:ident => $name:literal),+ $(,)? }) => {
+        impl $type {
+            /// The name used in NDJSON, metrics and the command line.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+            /// The value of a name.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)+ _ => None }
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+names!(Side { Server => "server", Client => "client" });
+names!(Scheme { Http => "http", Https => "https" });
+names!(Protocol { Http10 => "1.0", Http11 => "1.1", Http2 => "2", Http3 => "3" });
+names!(TlsVersion { Tls10 => "1.0", Tls11 => "1.1", Tls12 => "1.2", Tls13 => "1.3" });
+names!(End { Complete => "complete", Reset => "reset", Closed => "closed", Upgraded => "upgraded", Lost => "lost" });
+names!(Attribution { Socket => "socket", Nested => "nested", Ciphertext => "ciphertext", None => "none" });
+names!(Auth {
+    None => "none", Basic => "basic", Bearer => "bearer", ApiKey => "apikey", Cookie => "cookie",
+    Digest => "digest", Negotiate => "negotiate", Mtls => "mtls", Other => "other",
+});
+names!(PathForm { Template => "template", Hmac => "hmac", Raw => "raw" });
+
+impl Method {
+    /// The method of a token. The token is trusted to be one (RFC 9110 section 5.6.2).
+    #[must_use]
+    pub fn from_token(token: &str) -> Self {
+        match token {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            "POST" => Self::Post,
+            "PUT" => Self::Put,
+            "DELETE" => Self::Delete,
+            "CONNECT" => Self::Connect,
+            "OPTIONS" => Self::Options,
+            "TRACE" => Self::Trace,
+            "PATCH" => Self::Patch,
+            "" => Self::Unknown,
+            other => Self::Other(other.into()),
+        }
+    }
+
+    /// The token as sent; empty for [`Method::Unknown`].
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+            Self::Other(token) => token,
+            Self::Unknown => "",
+        }
+    }
+
+    /// The value of `http.request.method`: unknown methods are `_OTHER` (OpenTelemetry semantic
+    /// conventions 1.44), so that an attacker cannot choose label values.
+    #[must_use]
+    pub fn semantic_name(&self) -> &str {
+        match self {
+            Self::Other(token) if &**token == "QUERY" => "QUERY",
+            Self::Other(_) | Self::Unknown => "_OTHER",
+            known => known.as_str(),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Peer {
+    /// Reads `ip:port`, `[v6]:port`, `unix:PATH`, or a bare IP address (port 0).
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Self::Unix(path.into());
+        }
+        let address = text.parse::<SocketAddr>().ok().or_else(|| text.parse().ok().map(|ip| SocketAddr::new(ip, 0)));
+        address.map_or(Self::Unknown, |a| Self::Ip(SocketAddr::new(a.ip().to_canonical(), a.port())))
+    }
+
+    /// The host alone: the address without its port, `unix` for unix sockets. What distinguishes
+    /// callers, whose ports change with every connection.
+    #[must_use]
+    pub fn host(&self) -> String {
+        match self {
+            Self::Ip(a) => a.ip().to_string(),
+            Self::Unix(_) => "unix".into(),
+            Self::Unknown => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(a) => write!(f, "{a}"),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+            Self::Unknown => Ok(()),
+        }
+    }
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self {
+            ts: 0,
+            duration_ns: 0,
+            service: "".into(),
+            side: Side::Server,
+            method: Method::Unknown,
+            path: None,
+            query_keys: Vec::new(),
+            status: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            request_body_bytes: None,
+            response_body_bytes: None,
+            client: Peer::Unknown,
+            server: Peer::Unknown,
+            scheme: Scheme::Http,
+            protocol: Protocol::Http11,
+            tls_version: None,
+            end: End::Complete,
+            attribution: Attribution::Socket,
+            auth: Auth::None,
+            principal: None,
+            caller: None,
+            pid: 0,
+            exe: None,
+            grpc_status: None,
+            trace: None,
+            user_agent: None,
+            response_type: None,
+        }
+    }
+}
+
+impl Exchange {
+    /// Appends the exchange as one JSON object and a line feed. `path` is what is written as the
+    /// path: the caller applies [`PathForm`].
+    pub fn write_json(&self, path: Option<&str>, out: &mut Vec<u8>) {
+        let mut object = Object::open(out);
+        object.number("ts", self.ts);
+        object.number("duration_ns", self.duration_ns);
+        object.text("service", &self.service);
+        object.plain("side", self.side.name());
+        if self.method != Method::Unknown {
+            object.text("method", self.method.as_str());
+        }
+        if let Some(path) = path {
+            object.text("path", path);
+        }
+        if !self.query_keys.is_empty() {
+            object.key("query_keys");
+            object.out.push(b'[');
+            for (i, key) in self.query_keys.iter().enumerate() {
+                if i > 0 {
+                    object.out.push(b',');
+                }
+                quote(key, object.out);
+            }
+            object.out.push(b']');
+        }
+        object.number("status", u64::from(self.status));
+        object.number("request_bytes", self.request_bytes);
+        object.number("response_bytes", self.response_bytes);
+        if let Some(n) = self.request_body_bytes {
+            object.number("request_body_bytes", n);
+        }
+        if let Some(n) = self.response_body_bytes {
+            object.number("response_body_bytes", n);
+        }
+        object.peer("client", &self.client);
+        object.peer("server", &self.server);
+        object.plain("scheme", self.scheme.name());
+        object.plain("protocol", self.protocol.name());
+        if let Some(v) = self.tls_version {
+            object.plain("tls_version", v.name());
+        }
+        object.plain("end", self.end.name());
+        object.plain("attribution", self.attribution.name());
+        object.plain("auth", self.auth.name());
+        if let Some(p) = &self.principal {
+            object.text("principal", p);
+        }
+        if let Some(c) = &self.caller {
+            object.text("caller", c);
+        }
+        if self.pid != 0 {
+            object.number("pid", u64::from(self.pid));
+        }
+        if let Some(exe) = &self.exe {
+            object.text("exe", exe);
+        }
+        if let Some(status) = self.grpc_status {
+            object.number("grpc_status", u64::from(status));
+        }
+        if let Some(trace) = &self.trace {
+            object.hex("trace_id", &trace.trace_id);
+            object.hex("parent_id", &trace.parent_id);
+        }
+        if let Some(agent) = &self.user_agent {
+            object.text("user_agent", agent);
+        }
+        if let Some(media) = &self.response_type {
+            object.text("response_type", media);
+        }
+        object.out.extend_from_slice(b"}\n");
+    }
+
+    /// Reads one NDJSON line. Unknown keys are ignored; `ts`, `service`, `method`, `path` and
+    /// `status` are required, everything else may be missing.
+    ///
+    /// # Errors
+    /// Says what is wrong with the line: not JSON, a key of the wrong type, a required key missing.
+    pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
+        let line: Line<'_> = serde_json::from_slice(line)?;
+        Ok(line.into())
+    }
+}
+
+/// An NDJSON line as read.
+#[derive(Deserialize)]
+struct Line<'a> {
+    ts: u64,
+    #[serde(default)]
+    duration_ns: u64,
+    #[serde(borrow)]
+    service: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    side: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    method: std::borrow::Cow<'a, str>,
+    path: Box<str>,
+    #[serde(default)]
+    query_keys: Vec<Box<str>>,
+    status: u16,
+    #[serde(default)]
+    request_bytes: u64,
+    #[serde(default)]
+    response_bytes: u64,
+    request_body_bytes: Option<u64>,
+    response_body_bytes: Option<u64>,
+    #[serde(default, borrow)]
+    client: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    server: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    scheme: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    protocol: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    tls_version: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    end: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    attribution: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
+    auth: std::borrow::Cow<'a, str>,
+    principal: Option<Box<str>>,
+    caller: Option<Arc<str>>,
+    #[serde(default)]
+    pid: u32,
+    exe: Option<Arc<str>>,
+    grpc_status: Option<u32>,
+    trace_id: Option<Box<str>>,
+    parent_id: Option<Box<str>>,
+    user_agent: Option<Box<str>>,
+    response_type: Option<Box<str>>,
+}
+
+impl From<Line<'_>> for Exchange {
+    fn from(line: Line<'_>) -> Self {
+        let trace = line.trace_id.as_deref().and_then(unhex).zip(line.parent_id.as_deref().and_then(unhex));
+        Self {
+            ts: line.ts,
+            duration_ns: line.duration_ns,
+            service: line.service.as_ref().into(),
+            side: Side::from_name(&line.side).unwrap_or(Side::Server),
+            method: Method::from_token(&line.method),
+            path: Some(line.path),
+            query_keys: line.query_keys,
+            status: line.status,
+            request_bytes: line.request_bytes,
+            response_bytes: line.response_bytes,
+            request_body_bytes: line.request_body_bytes,
+            response_body_bytes: line.response_body_bytes,
+            client: Peer::parse(&line.client),
+            server: Peer::parse(&line.server),
+            scheme: Scheme::from_name(&line.scheme).unwrap_or(Scheme::Http),
+            protocol: Protocol::from_name(&line.protocol).unwrap_or(Protocol::Http11),
+            tls_version: TlsVersion::from_name(&line.tls_version),
+            end: End::from_name(&line.end).unwrap_or(End::Complete),
+            attribution: Attribution::from_name(&line.attribution).unwrap_or(Attribution::Socket),
+            auth: Auth::from_name(&line.auth).unwrap_or(Auth::None),
+            principal: line.principal.filter(|p| !p.is_empty()),
+            caller: line.caller,
+            pid: line.pid,
+            exe: line.exe,
+            grpc_status: line.grpc_status,
+            trace: trace.map(|(trace_id, parent_id)| TraceContext { trace_id, parent_id, sampled: false }),
+            user_agent: line.user_agent,
+            response_type: line.response_type,
+        }
+    }
+}
+
+/// Bytes of a lower- or upper-case hexadecimal text of exactly `2 * N` digits.
+#[must_use]
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let digit = |d: u8| (d as char).to_digit(16);
+    let mut out = [0; N];
+    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
+    }
+    Some(out)
+}
+
+/// Writes the members of one JSON object.
+struct Object<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl<'a> Object<'a> {
+    fn open(out: &'a mut Vec<u8>) -> Self {
+        out.reserve(512);
+        out.push(b'{');
+        Self { out, first: true }
+    }
+
+    fn key(&mut self, key: &str) {
+        if !self.first {
+            self.out.push(b',');
+        }
+        self.first = false;
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        self.key(key);
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+
+    /// A value that is known to need no escapes.
+    fn plain(&mut self, key: &str, value: &str) {
+        self.key(key);
+        self.out.push(b'"');
+        self.out.extend_from_slice(value.as_bytes());
+        self.out.push(b'"');
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.key(key);
+        quote(value, self.out);
+    }
+
+    fn hex(&mut self, key: &str, value: &[u8]) {
+        self.key(key);
+        self.out.push(b'"');
+        for byte in value {
+            for nibble in [byte >> 4, byte & 15] {
+                self.out.push(b"0123456789abcdef"[usize::from(nibble)]);
+            }
+        }
+        self.out.push(b'"');
+    }
+
+    fn peer(&mut self, key: &str, peer: &Peer) {
+        match peer {
+            Peer::Unknown => {}
+            Peer::Unix(path) => {
+                self.key(key);
+                let at = self.out.len();
+                quote(path, self.out);
+                self.out.splice(at + 1..=at, *b"unix:");
+            }
+            Peer::Ip(address) => {
+                use std::io::Write as _;
+                self.key(key);
+                // Writing to a Vec cannot fail.
+                let _ = write!(self.out, "\"{address}\"");
+            }
+        }
+    }
+}
+
+/// Appends a JSON string (RFC 8259 section 7).
+fn quote(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut from = 0;
+    for (i, &b) in bytes.iter().enumerate() {
+        if b >= b' ' && b != b'"' && b != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&bytes[from..i]);
+        from = i + 1;
+        match b {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', b]),
+            _ => {
+                let hex = b"0123456789abcdef";
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', hex[usize::from(b >> 4)], hex[usize::from(b & 15)]]);
+            }
+        }
+    }
+    out.extend_from_slice(&bytes[from..]);
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_and_read_again() {
+        let exchange = Exchange {
+            ts: 5,
+            service: "a \"quoted\"\n service".into(),
+            side: Side::Client,
+            method: Method::from_token("PURGE"),
+            path: Some("/caf\u{e9}/\\x".into()),
+            query_keys: vec!["a".into(), "b".into()],
+            status: 418,
+            request_body_bytes: Some(0),
+            client: Peer::Unix("/run/x".into()),
+            server: Peer::parse("[::ffff:127.0.0.1]:80"),
+            tls_version: Some(TlsVersion::Tls13),
+            end: End::Upgraded,
+            auth: Auth::Digest,
+            trace: Some(TraceContext { trace_id: [7; 16], parent_id: [9; 8], sampled: false }),
+            ..Exchange::default()
+        };
+        let mut line = Vec::new();
+        exchange.write_json(exchange.path.as_deref(), &mut line);
+        assert_eq!(exchange.server.to_string(), "127.0.0.1:80");
+        assert_eq!(Exchange::from_json(&line).expect("readable"), exchange);
+    }
+
+    #[test]
+    fn required_keys_are_required() {
+        let error = Exchange::from_json(br#"{"ts":1,"service":"s","method":"GET","status":200}"#).expect_err("no path");
+        assert!(error.to_string().contains("path"), "{error}");
+    }
+}

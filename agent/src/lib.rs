@@ -1,0 +1,6 @@
+//! apiscope: kernel hooks see the first bytes of every request and response on every socket of a
+//! node; one agent turns them into exchanges, learns the routes, keeps per-endpoint access patterns
+//! and exports OpenTelemetry.
+pub mod aggregate;
+pub mod exchange;
+pub mod stats;

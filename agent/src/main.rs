@@ -1,0 +1,2 @@
+//! The `apiscope` command.
+fn main() {}

@@ -1,0 +1,192 @@
+//! The agent's own counters: what was seen, what was lost and why, what could not be read. Shared by
+//! every part as one [`Stats`] behind an `Arc`; written with relaxed atomics, read as a [`Totals`].
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! counters {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$doc])* $variant),+ }
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// The name in output and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
+        }
+    };
+}
+
+counters! {
+    /// Why an exchange (or a part of one) is missing from the numbers.
+    Loss {
+        /// A request or response head did not fit into the ring: the agent was too slow.
+        RingFull => "ring_full",
+        /// The end of a message did not fit into the ring: the exchange is marked `lost`.
+        EndRingFull => "end_ring_full",
+        /// The application's buffer could not be read.
+        Unreadable => "unreadable_buffer",
+        /// The kernel refused to keep state for a connection.
+        NoState => "connection_state",
+        /// More requests were under way on one connection than are kept.
+        PipelineFull => "pipeline_full",
+        /// The kernel skipped a program because one ran already on that CPU.
+        Recursion => "recursion",
+        /// Records that the agent could not make sense of.
+        BadRecord => "bad_record",
+        /// The user-side connection table was full.
+        ConnectionsFull => "connections_full",
+        /// The recording (`--exchanges`) could not keep up.
+        Recording => "recording",
+    }
+}
+
+counters! {
+    /// What was seen but not read, in events. Not losses: traffic that the agent does not claim to cover.
+    Unread {
+        /// Bytes moved by `io_uring`.
+        IoUring => "io_uring",
+        /// A 32-bit process.
+        Compat => "compat_32bit",
+        /// A kernel thread.
+        Kernel => "kernel_thread",
+        /// A system call whose buffer is not understood (`sendmmsg` with several messages and the like).
+        Syscall => "unknown_syscall",
+        /// TLS whose plaintext was not read.
+        Tls => "tls",
+        /// HTTP/2 in plaintext.
+        Http2 => "http2",
+        /// A response whose request was sent before the agent came.
+        JoinedLate => "joined_late",
+        /// Connections that do not speak HTTP.
+        NotHttp => "not_http",
+        /// A head longer than 32 KiB: cut, the exchange is kept.
+        HeadTooLong => "head_too_long",
+        /// A message whose framing the kernel side and the parser judged differently.
+        Framing => "framing",
+        /// Connections upgraded to WebSocket.
+        WebSocket => "websocket",
+        /// Connections upgraded to anything else, CONNECT included.
+        Upgraded => "upgraded",
+    }
+}
+
+/// All counters of one agent.
+#[derive(Debug)]
+pub struct Stats {
+    losses: [AtomicU64; Loss::ALL.len()],
+    unread: [AtomicU64; Unread::ALL.len()],
+    /// Exchanges seen, by side: server, client.
+    pub exchanges: [AtomicU64; 2],
+    /// Connections open now, as far as the agent knows.
+    pub connections: AtomicU64,
+    /// Spans handed to the exporter, and dropped because its queue was full.
+    pub spans: AtomicU64,
+    /// See `spans`.
+    pub spans_dropped: AtomicU64,
+    /// Exports that failed, and that succeeded, in requests to the collector.
+    pub exports_failed: AtomicU64,
+    /// See `exports_failed`.
+    pub exports: AtomicU64,
+    /// Nanoseconds of CPU that the eBPF programs used, and how often they ran (only counted while
+    /// `kernel.bpf_stats_enabled` is 1).
+    pub kernel_ns: AtomicU64,
+    /// See `kernel_ns`.
+    pub kernel_runs: AtomicU64,
+    /// Set when every probe is attached.
+    pub ready: AtomicBool,
+}
+
+/// The counters at one moment, for output.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Exchanges seen on the server side and on the client side.
+    pub exchanges: BTreeMap<String, u64>,
+    /// Losses by reason since the start.
+    pub losses: BTreeMap<String, u64>,
+    /// Unread by reason since the start.
+    pub unread: BTreeMap<String, u64>,
+    /// Connections open now.
+    pub connections: u64,
+    /// Spans handed to the exporter.
+    pub spans: u64,
+    /// Spans dropped because the exporter's queue was full.
+    pub spans_dropped: u64,
+    /// Requests to the collector that succeeded.
+    pub exports: u64,
+    /// Requests to the collector that failed.
+    pub exports_failed: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            losses: [const { AtomicU64::new(0) }; Loss::ALL.len()],
+            unread: [const { AtomicU64::new(0) }; Unread::ALL.len()],
+            exchanges: [const { AtomicU64::new(0) }; 2],
+            connections: AtomicU64::new(0),
+            spans: AtomicU64::new(0),
+            spans_dropped: AtomicU64::new(0),
+            exports_failed: AtomicU64::new(0),
+            exports: AtomicU64::new(0),
+            kernel_ns: AtomicU64::new(0),
+            kernel_runs: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Stats {
+    /// Counts `n` losses.
+    pub fn lose(&self, reason: Loss, n: u64) {
+        self.losses[reason as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Sets a counter that another place (the kernel) adds up.
+    pub fn set_loss(&self, reason: Loss, total: u64) {
+        self.losses[reason as usize].store(total, Ordering::Relaxed);
+    }
+
+    /// Losses of one reason since the start.
+    pub fn lost(&self, reason: Loss) -> u64 {
+        self.losses[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts `n` unread events.
+    pub fn miss(&self, reason: Unread, n: u64) {
+        self.unread[reason as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Sets a counter that another place (the kernel) adds up.
+    pub fn set_unread(&self, reason: Unread, total: u64) {
+        self.unread[reason as usize].store(total, Ordering::Relaxed);
+    }
+
+    /// Unread events of one reason since the start.
+    pub fn unread(&self, reason: Unread) -> u64 {
+        self.unread[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Every counter at this moment. Reasons that never occurred are there, as 0.
+    pub fn totals(&self) -> Totals {
+        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Totals {
+            exchanges: [("server", 0), ("client", 1)]
+                .map(|(side, i)| (side.to_owned(), get(&self.exchanges[i])))
+                .into(),
+            losses: Loss::ALL.iter().map(|&r| (r.name().to_owned(), self.lost(r))).collect(),
+            unread: Unread::ALL.iter().map(|&r| (r.name().to_owned(), self.unread(r))).collect(),
+            connections: get(&self.connections),
+            spans: get(&self.spans),
+            spans_dropped: get(&self.spans_dropped),
+            exports: get(&self.exports),
+            exports_failed: get(&self.exports_failed),
+        }
+    }
+}
