@@ -1,1 +1,240 @@
+//! The ABI between the eBPF programs and the agent: every type and constant that crosses. All types
+//! are `repr(C)` with explicit padding; sizes are asserted at compile time.
+//!
+//! A record is a [`Record`] header followed by `len` bytes of data: head bytes for [`Kind::HEAD`], an
+//! [`Open`] for [`Kind::OPEN`], a [`Close`] for [`Kind::CLOSE`].
 #![cfg_attr(feature = "kernel", no_std)]
+
+/// Longest message head that is passed on, in bytes; longer ones are cut and flagged.
+pub const HEAD_LIMIT: u32 = 32 * 1024;
+/// Most head bytes in one record. Longer heads come as several records of one message.
+pub const DATA_LIMIT: usize = 4096;
+/// Head bytes are read from the application in windows of this size.
+pub const WINDOW: usize = 512;
+/// Bytes of an unfinished line that are kept between system calls: its first 48 and its last 16.
+pub const CARRY: usize = 64;
+/// Requests under way on one connection whose method the kernel side remembers.
+pub const PIPELINE: usize = 64;
+/// Most units (heads, windows, chunks, buffers) that one system call is taken apart into.
+pub const STEPS: u32 = 8192;
+
+/// Kinds of [`Record`].
+pub struct Kind;
+impl Kind {
+    /// A connection speaks HTTP: its addresses. Comes before any other record of it.
+    pub const OPEN: u8 = 1;
+    /// Head bytes of a message.
+    pub const HEAD: u8 = 2;
+    /// The end of a message whose head came before.
+    pub const END: u8 = 3;
+    /// The connection is over.
+    pub const CLOSE: u8 = 4;
+    /// The head under way was none: forget it.
+    pub const ABORT: u8 = 5;
+    /// The other end closed (seen by a receive of 0 bytes).
+    pub const EOF: u8 = 6;
+}
+
+/// Flags of [`Record`].
+pub struct Flag;
+impl Flag {
+    /// First bytes of the head.
+    pub const FIRST: u16 = 1;
+    /// Last bytes of the head: the framing fields are set.
+    pub const LAST: u16 = 1 << 1;
+    /// The whole message is over with this record: the byte counts are final.
+    pub const DONE: u16 = 1 << 2;
+    /// The head was longer than [`super::HEAD_LIMIT`] and was cut.
+    pub const CUT: u16 = 1 << 3;
+    /// The message is a response (else a request).
+    pub const RESPONSE: u16 = 1 << 4;
+    /// The bytes were sent by this end (else received).
+    pub const SENT: u16 = 1 << 5;
+    /// Bytes of this message were missed: counts are lower bounds.
+    pub const LOST: u16 = 1 << 6;
+    /// The connection was reset.
+    pub const RESET: u16 = 1 << 7;
+    /// The message has a body of chunks.
+    pub const CHUNKED: u16 = 1 << 8;
+    /// The connection leaves HTTP with this message.
+    pub const UPGRADE: u16 = 1 << 9;
+    /// The connection was there before the agent.
+    pub const LATE: u16 = 1 << 10;
+    /// The end of the body is the end of the connection.
+    pub const UNTIL_CLOSE: u16 = 1 << 11;
+}
+
+/// Header of every record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    /// A [`Kind`].
+    pub kind: u8,
+    /// First bytes of the data that were sent before and are repeated: skip them.
+    pub skip: u8,
+    /// [`Flag`]s.
+    pub flags: u16,
+    /// Bytes of data that follow.
+    pub len: u32,
+    /// Connection.
+    pub conn: u64,
+    /// Monotonic time of the system call's end, ns.
+    pub ts: u64,
+    /// Time of the message's first byte, ns.
+    pub first_ts: u64,
+    /// Number of the message in its direction, from 0.
+    pub index: u32,
+    /// Process (thread group) that made the call.
+    pub pid: u32,
+    /// With DONE and END: bytes of the message on the connection. Else: bytes so far.
+    pub message: u64,
+    /// With DONE and END: content bytes. Else with LAST: Content-Length, where there is one.
+    pub body: u64,
+}
+
+/// Socket addresses of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    /// `AF_INET`, `AF_INET6` or `AF_UNIX`.
+    pub family: u16,
+    /// Local port, host order.
+    pub local_port: u16,
+    /// Remote port, host order.
+    pub remote_port: u16,
+    /// 1: this end accepted; 2: it connected; 0: not known.
+    pub role: u8,
+    /// Explicit padding.
+    pub pad: u8,
+    /// Address of the kernel's socket: finds the two ends of a unix connection. Never leaves the agent.
+    pub sock: u64,
+    /// The other end's, for unix sockets.
+    pub peer_sock: u64,
+    /// Local address, IPv4 in the first 4 bytes.
+    pub local: [u8; 16],
+    /// Remote address.
+    pub remote: [u8; 16],
+    /// Name of the process.
+    pub comm: [u8; 16],
+    /// Path of a unix socket: the one that was connected to. NUL first for an abstract name.
+    pub path: [u8; 108],
+    /// Bytes of `path`.
+    pub path_len: u32,
+}
+
+/// What was under way when a connection ended: index 0 received, 1 sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Close {
+    /// Bytes of the unfinished message of each direction, 0 where none.
+    pub message: [u64; 2],
+    /// Content bytes of it.
+    pub body: [u64; 2],
+    /// Time of the last byte of each direction.
+    pub last_ts: [u64; 2],
+    /// 1 where the message under way ends properly with the connection.
+    pub until_close: [u8; 2],
+    /// 1 where a message is under way.
+    pub unfinished: [u8; 2],
+    /// Explicit padding.
+    pub pad: [u8; 4],
+    /// Requests and final responses whose heads the kernel side saw.
+    pub requests: u32,
+    /// See `requests`.
+    pub responses: u32,
+}
+
+/// Counters of the kernel side, one per-CPU slot each.
+pub struct Count;
+impl Count {
+    /// Heads that found the ring full.
+    pub const RING_FULL: u32 = 0;
+    /// Ends (and closes) that found the ring full.
+    pub const END_RING_FULL: u32 = 1;
+    /// Application buffers that could not be read.
+    pub const UNREADABLE: u32 = 2;
+    /// Connections without state.
+    pub const NO_STATE: u32 = 3;
+    /// Requests beyond [`super::PIPELINE`].
+    pub const PIPELINE_FULL: u32 = 4;
+    /// Calls through `io_uring`.
+    pub const IO_URING: u32 = 5;
+    /// Calls of 32-bit processes.
+    pub const COMPAT: u32 = 6;
+    /// Calls of kernel threads.
+    pub const KERNEL: u32 = 7;
+    /// System calls whose buffer is not understood.
+    pub const SYSCALL: u32 = 8;
+    /// Connections found not to speak HTTP.
+    pub const NOT_HTTP: u32 = 9;
+    /// Responses to requests from before the agent.
+    pub const JOINED_LATE: u32 = 10;
+    /// Connections that open with TLS.
+    pub const TLS: u32 = 11;
+    /// Connections that open with the HTTP/2 preface.
+    pub const HTTP2: u32 = 12;
+    /// Calls that were taken apart into more than [`super::STEPS`] units.
+    pub const STEPS: u32 = 13;
+    /// Messages on the HTTP path, for the cost per exchange.
+    pub const HEADS: u32 = 14;
+    /// Number of counters.
+    pub const LEN: u32 = 16;
+}
+
+/// Kernel-struct offsets, resolved from BTF at load time, and what the agent wants. One read-only
+/// global: the verifier knows its values, and drops the branches that do not apply.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// 0: x86_64, 1: arm64 (`pt_regs` and system-call numbers).
+    pub arch: u32,
+    /// Bit 0: server side wanted, bit 1: client side.
+    pub sides: u32,
+    /// The agent's own thread group: never traced.
+    pub own_pid: u32,
+    /// Wake the reader when this many bytes wait in the ring.
+    pub wake_bytes: u32,
+    /// `sock.__sk_common.skc_family`.
+    pub family: u32,
+    /// `sock.__sk_common.skc_num`.
+    pub num: u32,
+    /// `sock.__sk_common.skc_dport`.
+    pub dport: u32,
+    /// `sock.__sk_common.skc_daddr`.
+    pub daddr: u32,
+    /// `sock.__sk_common.skc_rcv_saddr`.
+    pub rcv_saddr: u32,
+    /// `sock.__sk_common.skc_v6_daddr`.
+    pub v6_daddr: u32,
+    /// `sock.__sk_common.skc_v6_rcv_saddr`.
+    pub v6_rcv_saddr: u32,
+    /// `sock.sk_type`.
+    pub sk_type: u32,
+    /// `sock.sk_protocol`.
+    pub sk_protocol: u32,
+    /// `sock.sk_shutdown`.
+    pub sk_shutdown: u32,
+    /// `sock.sk_err`.
+    pub sk_err: u32,
+    /// `tcp_sock.copied_seq`.
+    pub copied_seq: u32,
+    /// `unix_sock.addr`.
+    pub unix_addr: u32,
+    /// `unix_sock.peer`.
+    pub unix_peer: u32,
+    /// `unix_address.len`.
+    pub unix_len: u32,
+    /// `unix_address.name`.
+    pub unix_name: u32,
+}
+
+const _: () = assert!(size_of::<Record>() == 56);
+const _: () = assert!(size_of::<Open>() == 184);
+const _: () = assert!(size_of::<Close>() == 64);
+const _: () = assert!(size_of::<Settings>() == 80);
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), integers only, no padding.
+    unsafe impl aya::Pod for super::Settings {}
+}

@@ -1,1 +1,25 @@
-fn main() {}
+//! What runs in the kernel: socket hooks that pass on the heads of HTTP messages and count the rest.
+#![no_std]
+#![no_main]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the target has 64-bit words; narrowing is what the ABI asks for"
+)]
+
+mod conn;
+mod emit;
+mod http1;
+mod kernel;
+mod maps;
+mod socket;
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier would refuse a program that can come here.
+    loop {}
+}
+
+/// Helpers that read kernel and user memory are for GPL programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

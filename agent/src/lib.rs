@@ -3,4 +3,5 @@
 //! and exports OpenTelemetry.
 pub mod aggregate;
 pub mod exchange;
+pub mod probe;
 pub mod stats;

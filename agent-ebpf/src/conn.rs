@@ -1,0 +1,128 @@
+//! Connection state, kept in the socket itself.
+
+use agent_ebpf::{Count, Flag, Kind};
+use aya_ebpf::{
+    bindings::BPF_SK_STORAGE_GET_F_CREATE,
+    helpers::{bpf_get_smp_processor_id, generated},
+};
+
+use crate::{
+    emit,
+    http1::{self, mode},
+    kernel,
+    maps::{CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, NEXT, QUIET, RULES, SERVER, Work, setting},
+};
+
+/// State of a socket that has some.
+#[inline(always)]
+pub fn find(sock: u64) -> Option<*mut Connection> {
+    // SAFETY: `sock` is a hook's own argument: the verifier knows its type.
+    let found = unsafe {
+        generated::bpf_sk_storage_get((&raw const CONNECTIONS).cast_mut().cast(), sock as *mut _, core::ptr::null_mut(), 0)
+    };
+    if found.is_null() { None } else { Some(found.cast()) }
+}
+
+/// State of a stream socket, made when there is none. New state is zero.
+#[inline(always)]
+pub fn find_or_new(sock: u64) -> Option<*mut Connection> {
+    if let Some(found) = find(sock) {
+        return Some(found);
+    }
+    if !kernel::is_stream(sock) {
+        return None;
+    }
+    new(sock)
+}
+
+#[inline(always)]
+fn new(sock: u64) -> Option<*mut Connection> {
+    // SAFETY: as in `find`.
+    let made = unsafe {
+        generated::bpf_sk_storage_get(
+            (&raw const CONNECTIONS).cast_mut().cast(),
+            sock as *mut _,
+            core::ptr::null_mut(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    };
+    if made.is_null() {
+        emit::count(Count::NO_STATE);
+        return None;
+    }
+    let connection = made.cast::<Connection>();
+    // Numbers are unique without a shared counter: the CPU in the top bits.
+    let next = NEXT.get_ptr_mut(0)?;
+    // SAFETY: this CPU's slot, and fresh map memory.
+    unsafe {
+        *next += 1;
+        (*connection).id = (u64::from(bpf_get_smp_processor_id()) << 48) | *next;
+    }
+    Some(connection)
+}
+
+/// A TCP connection was established.
+#[inline(always)]
+pub fn begin(sock: u64, role: u8) {
+    if let Some(connection) = new(sock) {
+        // SAFETY: fresh map memory.
+        let connection = unsafe { &mut *connection };
+        connection.role = role;
+        connection.state = FRESH;
+        if setting!(sides) & u32::from(role) == 0 {
+            connection.state |= QUIET;
+        }
+    }
+}
+
+/// Is this connection to be traced? Held against the rules once, and again when they change.
+#[inline(always)]
+pub fn is_wanted(pid: u32, sock: u64, connection: &mut Connection) -> bool {
+    let Some(rules) = RULES.get(0) else { return true };
+    let generation = *rules;
+    if connection.generation == generation {
+        return true;
+    }
+    connection.generation = generation;
+    if pid == setting!(own_pid) || EXCLUDED_PIDS.get_ptr(&pid).is_some() {
+        return false;
+    }
+    let (local, remote) = kernel::ports(sock);
+    EXCLUDED_PORTS.get_ptr(&local).is_none() && EXCLUDED_PORTS.get_ptr(&remote).is_none()
+}
+
+/// The first head shows which end this is. False when that side is not wanted.
+#[inline(always)]
+pub fn set_role(connection: &mut Connection, direction: u64, response: bool) -> bool {
+    // A server receives requests and sends responses.
+    let role = if (direction == 0) == response { CLIENT } else { SERVER };
+    connection.role = role;
+    setting!(sides) & u32::from(role) != 0
+}
+
+/// A direction carries no more bytes: a body that lasts until then is whole.
+#[inline(always)]
+pub fn end_direction(work: &mut Work, connection: &mut Connection, direction: usize) {
+    let d = &mut connection.directions[direction & 1];
+    if d.mode == mode::UNTIL_CLOSE {
+        d.mode = mode::START;
+        // The message ended with its last byte, not with the silence after it.
+        work.now = d.last_ts;
+        let dropped = d.bits & http1::DROPPED != 0;
+        if !dropped {
+            emit::bare(work, connection, Kind::END, Flag::RESPONSE | Flag::UNTIL_CLOSE);
+        }
+    }
+}
+
+/// What was under way when the connection ended.
+#[inline(always)]
+pub fn close(work: &mut Work, connection: &mut Connection, flags: u16) {
+    let under_way = |d: &crate::maps::Direction| u8::from(d.mode != mode::START && d.mode != mode::TUNNEL);
+    let until_close = |d: &crate::maps::Direction| u8::from(d.mode == mode::UNTIL_CLOSE);
+    let [received, sent] = &connection.directions;
+    let unfinished = [under_way(received), under_way(sent)];
+    let endings = [until_close(received), until_close(sent)];
+    let responses = if connection.role == SERVER { sent.index } else { received.index };
+    emit::close(work, connection, flags, unfinished, endings, responses);
+}

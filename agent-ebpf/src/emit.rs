@@ -1,0 +1,137 @@
+//! Records to the agent: bounded copies, every failure counted by its reason.
+
+use agent_ebpf::{Close, Count, DATA_LIMIT, Flag, Kind, Open, Record};
+use aya_ebpf::{
+    helpers::{bpf_get_current_comm, generated},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+};
+
+use crate::{
+    kernel,
+    maps::{self, COUNTS, Connection, OPENED, RECORDS, Work, setting},
+};
+
+/// Adds to a counter of this CPU.
+#[inline(always)]
+pub fn count(which: u32) {
+    if let Some(slot) = COUNTS.get_ptr_mut(which) {
+        // SAFETY: a valid slot of this CPU's array.
+        unsafe { *slot += 1 }
+    }
+}
+
+/// The reader polls; it is woken only when a good part of the ring is full.
+#[inline(always)]
+fn wake_flags() -> u64 {
+    // SAFETY: the map is a ring buffer.
+    let waiting = unsafe { generated::bpf_ringbuf_query((&raw const RECORDS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
+    if waiting > u64::from(setting!(wake_bytes)) { u64::from(BPF_RB_FORCE_WAKEUP) } else { u64::from(BPF_RB_NO_WAKEUP) }
+}
+
+/// Copies `size` bytes from `data` into the ring.
+#[inline(always)]
+fn output(data: *const u8, size: u64) -> bool {
+    // SAFETY: `data` is map memory with at least `size` bytes: the verifier proves it at load.
+    unsafe {
+        generated::bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), data.cast_mut().cast(), size, wake_flags()) == 0
+    }
+}
+
+/// Fills the header but for kind, flags and data.
+#[inline(always)]
+fn header(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {
+    let d = &connection.directions[usize::from(work.direction != 0)];
+    let record = &mut work.record;
+    record.kind = kind;
+    record.skip = 0;
+    record.len = 0;
+    record.flags = flags | if work.direction != 0 { Flag::SENT } else { 0 };
+    record.conn = connection.id;
+    record.ts = work.now;
+    record.first_ts = d.first_ts;
+    record.index = d.index;
+    record.pid = work.pid as u32;
+    record.message = d.message;
+    record.body = d.body;
+}
+
+/// Passes on the first `len` bytes of `work.data`, of which `skip` are repeated. False when the ring
+/// is full.
+#[inline(always)]
+pub fn head(work: &mut Work, connection: &mut Connection, flags: u16, len: u64, skip: u8, message: u64, body: u64) -> bool {
+    if connection.state & OPENED == 0 && !open(work, connection) {
+        return false;
+    }
+    header(work, connection, Kind::HEAD, flags);
+    work.record.skip = skip;
+    work.record.message = message;
+    work.record.body = body;
+    let len = if len > DATA_LIMIT as u64 { DATA_LIMIT as u64 } else { len };
+    work.record.len = len as u32;
+    output((&raw const work.record).cast(), size_of::<Record>() as u64 + len)
+}
+
+/// A record without data, about the direction of this run.
+#[inline(always)]
+pub fn bare(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {
+    header(work, connection, kind, flags);
+    // The index counts messages begun: the one that ends is the one before.
+    work.record.index = work.record.index.wrapping_sub(1);
+    if !output((&raw const work.record).cast(), size_of::<Record>() as u64) {
+        count(Count::END_RING_FULL);
+    }
+}
+
+/// Addresses of the connection, before its first head.
+#[inline(never)]
+fn open(work: &mut Work, connection: &mut Connection) -> bool {
+    header(work, connection, Kind::OPEN, if connection.state & maps::FRESH == 0 { Flag::LATE } else { 0 });
+    work.record.len = size_of::<Open>() as u32;
+    // The head is in `data` already: the addresses are built behind it.
+    let place = (&raw mut work.data).cast::<u8>();
+    // SAFETY: `data` has DATA_LIMIT + WINDOW + 64 bytes; the last WINDOW + 64 hold header and addresses.
+    let (copy, open) = unsafe {
+        let copy = place.add(DATA_LIMIT).cast::<Record>();
+        (copy, place.add(DATA_LIMIT + size_of::<Record>()).cast::<Open>())
+    };
+    // SAFETY: as above; both are 8-aligned since `data` and DATA_LIMIT are.
+    unsafe {
+        *copy = work.record;
+        (*open).role = connection.role;
+        (*open).pad = 0;
+        kernel::addresses(work.sock, open);
+        (*open).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    }
+    if output(copy.cast(), (size_of::<Record>() + size_of::<Open>()) as u64) {
+        connection.state |= OPENED;
+        return true;
+    }
+    false
+}
+
+/// The connection is over.
+#[inline(always)]
+pub fn close(work: &mut Work, connection: &mut Connection, flags: u16, unfinished: [u8; 2], until_close: [u8; 2], responses: u32) {
+    header(work, connection, Kind::CLOSE, flags);
+    work.record.len = size_of::<Close>() as u32;
+    let close = (&raw mut work.data).cast::<Close>();
+    // SAFETY: `data` follows the header and is large enough.
+    unsafe {
+        (*close).pad = [0; 4];
+        (*close).requests = connection.requests;
+        (*close).responses = responses;
+        let mut i = 0;
+        while i < 2 {
+            let d = &connection.directions[i];
+            (*close).message[i] = d.message;
+            (*close).body[i] = d.body;
+            (*close).last_ts[i] = d.last_ts;
+            (*close).unfinished[i] = unfinished[i];
+            (*close).until_close[i] = until_close[i];
+            i += 1;
+        }
+    }
+    if !output((&raw const work.record).cast(), (size_of::<Record>() + size_of::<Close>()) as u64) {
+        count(Count::END_RING_FULL);
+    }
+}

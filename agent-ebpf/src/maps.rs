@@ -1,0 +1,205 @@
+//! Every map and every global of the kernel side.
+
+use agent_ebpf::{CARRY, Count, DATA_LIMIT, PIPELINE, Record, Settings, WINDOW};
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage},
+    macros::btf_map,
+};
+
+/// Bytes of the ring; the agent may set another size before loading.
+pub const RING_BYTES: usize = 8 << 20;
+
+/// Records to the agent.
+#[btf_map]
+pub static RECORDS: RingBuf<u8, RING_BYTES, 0> = RingBuf::new();
+
+/// State of each connection, in its socket: it goes away with the socket and needs no eviction.
+#[btf_map]
+pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
+
+/// Working memory of one run of a program: [0] receive, [1] send, [2] the rest.
+#[btf_map]
+pub static WORK: PerCpuArray<Work, 3, 0> = PerCpuArray::new();
+
+/// Losses and such, by [`Count`].
+#[btf_map]
+pub static COUNTS: PerCpuArray<u64, { Count::LEN as usize }, 0> = PerCpuArray::new();
+
+/// Number of the next connection, by CPU.
+#[btf_map]
+pub static NEXT: PerCpuArray<u64, 1, 0> = PerCpuArray::new();
+
+/// Processes (thread groups) that are not traced.
+#[btf_map]
+pub static EXCLUDED_PIDS: HashMap<u32, u8, 4096, 0> = HashMap::new();
+
+/// Ports that are not traced.
+#[btf_map]
+pub static EXCLUDED_PORTS: HashMap<u16, u8, 1024, 0> = HashMap::new();
+
+/// [0]: generation of the exclusion rules; from 1, so that new state is always checked.
+#[btf_map]
+pub static RULES: Array<u32, 1, 0> = Array::new();
+
+/// Set once at load.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Settings = Settings {
+    arch: 0,
+    sides: 3,
+    own_pid: 0,
+    wake_bytes: 0,
+    family: 0,
+    num: 0,
+    dport: 0,
+    daddr: 0,
+    rcv_saddr: 0,
+    v6_daddr: 0,
+    v6_rcv_saddr: 0,
+    sk_type: 0,
+    sk_protocol: 0,
+    sk_shutdown: 0,
+    sk_err: 0,
+    copied_seq: 0,
+    unix_addr: 0,
+    unix_peer: 0,
+    unix_len: 0,
+    unix_name: 0,
+};
+
+/// One field of [`SETTINGS`], read so that the compiler cannot fold the zero above into the code.
+macro_rules! setting {
+    ($field:ident) => {
+        // SAFETY: an aligned read of a static.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$field) }
+    };
+}
+pub(crate) use setting;
+
+/// Room for the words that hold line feeds: a power of two above [`WORDS`].
+pub const HITS: usize = 128;
+/// Words that a window touches at most.
+pub const WORDS: usize = WINDOW / 8 + 1;
+
+/// State of one connection.
+#[repr(C)]
+pub struct Connection {
+    /// Its number; 0 before the first use.
+    pub id: u64,
+    /// The two directions: [0] received, [1] sent.
+    pub directions: [Direction; 2],
+    /// Requests whose heads were complete.
+    pub requests: u32,
+    /// Generation of the exclusion rules that it was held against.
+    pub generation: u32,
+    /// 0 unknown, [`SERVER`] or [`CLIENT`].
+    pub role: u8,
+    /// See the constants.
+    pub state: u8,
+    /// Receives and sends in a row that were no HTTP.
+    pub strikes: u16,
+    pub pad: u32,
+    /// What each request under way asks of its response's framing, by number.
+    pub methods: [u8; PIPELINE],
+}
+
+/// This end accepted.
+pub const SERVER: u8 = 1;
+/// This end connected.
+pub const CLIENT: u8 = 2;
+
+/// Bits of [`Connection::state`].
+/// OPEN record was passed on.
+pub const OPENED: u8 = 1;
+/// Seen from its first byte.
+pub const FRESH: u8 = 2;
+/// Not to be looked at any more.
+pub const QUIET: u8 = 4;
+/// CLOSE record was passed on.
+pub const CLOSED: u8 = 8;
+/// A reset was seen.
+pub const RESET: u8 = 16;
+/// An exchange of it was seen whole: responses can be told from late ones.
+pub const SYNCED: u8 = 32;
+
+/// One direction of a connection.
+#[repr(C)]
+pub struct Direction {
+    /// Body or chunk bytes still to come.
+    pub remaining: u64,
+    /// Bytes of the message under way.
+    pub message: u64,
+    /// Content bytes of it.
+    pub body: u64,
+    /// First byte of it, ns.
+    pub first_ts: u64,
+    /// Last byte of the direction, ns.
+    pub last_ts: u64,
+    /// Content-Length of the head under way.
+    pub length: u64,
+    /// Messages begun.
+    pub index: u32,
+    /// TCP sequence number after the last byte seen, while a message is under way.
+    pub sequence: u32,
+    /// Bytes of the head under way.
+    pub head: u32,
+    /// Status of the response under way.
+    pub status: u16,
+    /// Where the parser is: see `http1`.
+    pub mode: u8,
+    /// Bits about the head under way: see `http1`.
+    pub bits: u8,
+    /// Bytes of `carry`.
+    pub carry_len: u8,
+    /// Lines of the head that are complete (saturating).
+    pub lines: u8,
+    /// Flags to add to the next record: LOST.
+    pub lost: u8,
+    /// Method class of the request under way.
+    pub method: u8,
+    pub pad: u32,
+    /// Start and end of the line under way.
+    pub carry: [u64; CARRY / 8],
+}
+
+/// Working memory of one run.
+#[repr(C)]
+pub struct Work {
+    pub record: Record,
+    /// Head bytes; a window may be read at any offset up to `DATA_LIMIT`.
+    pub data: [u8; DATA_LIMIT + WINDOW + 64],
+    /// Bytes in `data`.
+    pub filled: u64,
+    /// Start of the line under way in `data`.
+    pub line: u64,
+    /// First byte after the head in `data`, 0 while it is not found.
+    pub end: u64,
+    /// Bytes of the system call still to be looked at.
+    pub left: u64,
+    /// Current buffer.
+    pub pointer: u64,
+    pub length: u64,
+    /// Bytes to pass over before the next that is looked at.
+    pub skip: u64,
+    /// Buffers to come: `struct iovec` array.
+    pub vector: u64,
+    pub vectors: u64,
+    /// 1 while the bytes can be read, 0 when only their number is known.
+    pub readable: u64,
+    pub now: u64,
+    pub pid: u64,
+    /// Address of the socket.
+    pub sock: u64,
+    /// 0 receive, 1 send.
+    pub direction: u64,
+    /// End of the bytes read.
+    pub limit: u64,
+    /// Words of the window that hold line feeds: how many, where, and which is looked at.
+    pub hits: u64,
+    pub hit: u64,
+    /// Offset of that word, the line feeds in it that are still to come, and the present one's offset.
+    pub at: u64,
+    pub found: u64,
+    pub feed: u64,
+    pub places: [u16; HITS],
+    pub scratch: [u64; 4],
+}

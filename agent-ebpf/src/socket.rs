@@ -1,0 +1,255 @@
+//! The socket door: one run per message, in the caller's context, after the copy.
+//!
+//! Hooks: `tp_btf/sock_send_length`, `tp_btf/sock_recv_length` (kernel 6.3+). The system call's own
+//! arguments come from `bpf_task_pt_regs`.
+
+use agent_ebpf::{Count, Flag, Kind, STEPS};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+
+use crate::{
+    conn, emit,
+    http1::{self, mode},
+    kernel::{self, Buffer},
+    maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, WORK, Work},
+};
+
+const MSG_PEEK: i32 = 2;
+const MSG_TRUNC: i32 = 0x20;
+const MSG_ERRQUEUE: i32 = 0x2000;
+
+/// After each send: `(struct sock *sk, int ret, int flags)`.
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn sock_send(ctx: BtfTracePointContext) -> i32 {
+    let (sock, ret): (u64, i32) = (ctx.arg(0), ctx.arg(1));
+    if ret > 0 {
+        transfer(&ctx, sock, ret as u64, 1, true);
+    }
+    0
+}
+
+/// After each receive: `(struct sock *sk, int ret, int flags)`.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn sock_recv(ctx: BtfTracePointContext) -> i32 {
+    let (sock, ret, flags): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    if flags & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
+        return 0;
+    }
+    if ret > 0 {
+        transfer(&ctx, sock, ret as u64, 0, flags & MSG_TRUNC == 0);
+    } else if ret == 0 {
+        end_of_file(sock);
+    }
+    0
+}
+
+/// `bytes` went over `sock`.
+#[inline(always)]
+fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, readable: bool) {
+    let Some(connection) = conn::find_or_new(sock) else { return };
+    // SAFETY: map memory of this socket; a second writer would need a second call on the same
+    // direction of the same socket at the same time, which HTTP applications exclude by themselves.
+    let connection = unsafe { &mut *connection };
+    if connection.state & (QUIET | CLOSED) != 0 {
+        return;
+    }
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(work) = WORK.get_ptr_mut(direction as u32) else { return };
+    // SAFETY: this CPU's own slot; send and receive have one each.
+    let work = unsafe { &mut *work };
+    work.pid = bpf_get_current_pid_tgid() >> 32;
+    if !conn::is_wanted(work.pid as u32, sock, connection) {
+        connection.state |= QUIET;
+        return;
+    }
+    work.now = now;
+    work.sock = sock;
+    work.direction = direction;
+    work.left = bytes;
+    work.filled = 0;
+    work.vectors = 0;
+    work.length = 0;
+    work.skip = 0;
+    work.readable = 1;
+    if readable {
+        match kernel::buffer() {
+            Buffer::Flat(pointer) => {
+                work.pointer = pointer;
+                work.length = bytes;
+            }
+            Buffer::Vector(vector, vectors) => {
+                work.vector = vector;
+                work.vectors = vectors;
+            }
+            Buffer::Message(message) => {
+                // struct msghdr: name, namelen, iov, iovlen (16 and 24 on 64 bits).
+                let mut pair = [0u64; 2];
+                // SAFETY: the helper checks the address.
+                let failed = unsafe {
+                    generated::bpf_probe_read_user((&raw mut pair).cast(), 16, (message + 16) as *const _)
+                };
+                if failed != 0 {
+                    emit::count(Count::UNREADABLE);
+                    work.readable = 0;
+                }
+                work.vector = pair[0];
+                work.vectors = pair[1];
+            }
+            Buffer::None => work.readable = 0,
+            Buffer::Uring => {
+                emit::count(Count::IO_URING);
+                work.readable = 0;
+            }
+            Buffer::Compat => {
+                emit::count(Count::COMPAT);
+                connection.state |= QUIET;
+                return;
+            }
+            Buffer::Kernel => {
+                emit::count(Count::KERNEL);
+                connection.state |= QUIET;
+                return;
+            }
+            Buffer::Other => {
+                emit::count(Count::SYSCALL);
+                work.readable = 0;
+            }
+        }
+    } else {
+        work.readable = 0;
+    }
+    let d = &mut connection.directions[usize::from(direction != 0)];
+    if direction == 0 && d.mode != mode::START {
+        http1::skip_spliced(work, d, bytes, sock);
+    }
+    let mut context = http1::Context { connection, direction };
+    let connection: *mut Connection = context.connection;
+    // SAFETY: the callback gets the address of a local that outlives the call.
+    let steps = unsafe { generated::bpf_loop(STEPS, http1::step as *mut _, (&raw mut context).cast(), 0) };
+    // SAFETY: as above.
+    let connection = unsafe { &mut *connection };
+    if steps >= i64::from(STEPS) {
+        emit::count(Count::STEPS);
+        http1::lose(work, connection);
+    }
+    http1::flush(work, connection);
+    let d = &mut connection.directions[usize::from(direction != 0)];
+    d.last_ts = now;
+    if direction == 0 && d.mode != mode::START {
+        d.sequence = kernel::copied_sequence(sock);
+    }
+}
+
+/// The other end sends no more.
+#[inline(always)]
+fn end_of_file(sock: u64) {
+    let Some(connection) = conn::find(sock) else { return };
+    // SAFETY: as in `transfer`.
+    let connection = unsafe { &mut *connection };
+    if connection.state & (QUIET | CLOSED) != 0 || connection.state & OPENED == 0 {
+        return;
+    }
+    let Some(work) = WORK.get_ptr_mut(0) else { return };
+    // SAFETY: as in `transfer`.
+    let work = unsafe { &mut *work };
+    work.sock = sock;
+    work.pid = bpf_get_current_pid_tgid() >> 32;
+    // SAFETY: no preconditions.
+    work.now = unsafe { bpf_ktime_get_ns() };
+    work.direction = 0;
+    conn::end_direction(work, connection, 0);
+    if kernel::family(sock) == kernel::AF_UNIX {
+        emit::bare(work, connection, Kind::EOF, 0);
+    }
+}
+
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_SYN_RECV: i32 = 3;
+const TCP_FIN_WAIT1: i32 = 4;
+const TCP_CLOSE: i32 = 7;
+const TCP_CLOSE_WAIT: i32 = 8;
+const TCP_LAST_ACK: i32 = 9;
+
+/// `(const struct sock *sk, const int oldstate, const int newstate)`.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    let (sock, old, new): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    match new {
+        TCP_ESTABLISHED => match old {
+            TCP_SYN_SENT => conn::begin(sock, crate::maps::CLIENT),
+            TCP_SYN_RECV => conn::begin(sock, crate::maps::SERVER),
+            _ => {}
+        },
+        TCP_FIN_WAIT1 | TCP_LAST_ACK => over(sock, false),
+        TCP_CLOSE if old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT => over(sock, true),
+        _ => {}
+    }
+    0
+}
+
+/// The last moment of a TCP socket: `(struct sock *sk)`.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn tcp_destroy(ctx: BtfTracePointContext) -> i32 {
+    let sock: u64 = ctx.arg(0);
+    if let Some(connection) = conn::find(sock) {
+        // SAFETY: as in `transfer`.
+        let connection = unsafe { &mut *connection };
+        finish(sock, connection, kernel::error(sock) != 0);
+    }
+    0
+}
+
+/// This end sends no more (`reset`: nobody does).
+#[inline(always)]
+fn over(sock: u64, reset: bool) {
+    let Some(connection) = conn::find(sock) else { return };
+    // SAFETY: as in `transfer`.
+    let connection = unsafe { &mut *connection };
+    if reset {
+        connection.state |= RESET;
+    }
+    // close() sets both bits before it changes the state; shutdown(SHUT_WR) only the second. A reset
+    // that came from outside sets them later: data may still wait for the application.
+    if kernel::shutdown(sock) == 3 {
+        finish(sock, connection, reset);
+    } else if !reset && connection.state & (QUIET | CLOSED) == 0 && connection.state & OPENED != 0 {
+        if let Some(work) = WORK.get_ptr_mut(2) {
+            // SAFETY: as in `transfer`; slot 2 is for these hooks.
+            let work = unsafe { &mut *work };
+            // SAFETY: no preconditions.
+            work.now = unsafe { bpf_ktime_get_ns() };
+            work.pid = 0;
+            work.direction = 1;
+            conn::end_direction(work, connection, 1);
+        }
+    }
+}
+
+/// The application closed: the last record of the connection.
+#[inline(always)]
+fn finish(sock: u64, connection: &mut Connection, reset: bool) {
+    if connection.state & CLOSED != 0 {
+        return;
+    }
+    connection.state |= CLOSED;
+    if connection.state & OPENED == 0 || connection.state & QUIET != 0 {
+        return;
+    }
+    let Some(work) = WORK.get_ptr_mut(2) else { return };
+    // SAFETY: as above.
+    let work = unsafe { &mut *work };
+    work.sock = sock;
+    // SAFETY: no preconditions.
+    work.now = unsafe { bpf_ktime_get_ns() };
+    work.pid = 0;
+    work.direction = 0;
+    let reset = reset || connection.state & RESET != 0;
+    let flags = if reset { Flag::RESET } else { 0 } | if connection.state & FRESH == 0 { Flag::LATE } else { 0 };
+    conn::close(work, connection, flags);
+}

@@ -1,0 +1,4 @@
+//! The only place that knows aya: loads the programs, attaches them, reads their records.
+
+pub mod btf;
+pub mod load;
