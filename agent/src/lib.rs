@@ -2,6 +2,10 @@
 //! node; one agent turns them into exchanges, learns the routes, keeps per-endpoint access patterns
 //! and exports OpenTelemetry.
 pub mod aggregate;
+pub mod conn;
+pub mod event;
 pub mod exchange;
+pub mod identity;
 pub mod probe;
+pub mod proto;
 pub mod stats;

@@ -2,3 +2,4 @@
 
 pub mod btf;
 pub mod load;
+pub mod ring;

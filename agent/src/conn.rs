@@ -1,0 +1,474 @@
+//! The connection table: events -> exchanges. Requests and responses meet here by their numbers; the
+//! kernel side has done the framing. Time is what the events say.
+//!
+//! Bounds: [`MAX_CONNECTIONS`] connections (the one opened first goes first), [`MAX_PIPELINE`] requests
+//! under way on each, [`MAX_PARTIAL_BYTES`] of unfinished heads in all. What does not fit is counted.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    event::{Closed, Event, Head, Message, Opened, What},
+    exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side},
+    proto::http1,
+    stats::{Loss, Stats, Unread},
+};
+
+/// Most connections that are kept.
+pub const MAX_CONNECTIONS: usize = 131_072;
+/// Most requests under way on one connection.
+pub const MAX_PIPELINE: usize = 256;
+/// Most bytes of unfinished heads in all.
+pub const MAX_PARTIAL_BYTES: usize = 16 << 20;
+/// A unix connection whose other end closed is over when nothing happens for this long, ns.
+const EOF_GRACE: u64 = 500_000_000;
+
+/// Who is at this end of a connection.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Service name.
+    pub service: Arc<str>,
+    /// Executable or script.
+    pub exe: Option<Arc<str>>,
+    /// False: the rules leave it out.
+    pub wanted: bool,
+}
+
+/// Answers what the table cannot know.
+pub trait Outside {
+    /// Who runs as `pid`; `comm` is what the kernel called it. The addresses are as seen from it.
+    fn identify(&mut self, pid: u32, comm: &str, local: &Peer, remote: &Peer) -> Identity;
+    /// Takes a finished exchange.
+    fn exchange(&mut self, exchange: &Exchange);
+    /// Is this process gone?
+    fn is_gone(&mut self, pid: u32) -> bool;
+}
+
+/// All connections that speak HTTP.
+pub struct Connections {
+    table: FxHashMap<u64, Connection>,
+    /// Order of opening, for eviction; may name connections that are gone.
+    order: VecDeque<u64>,
+    /// Unix sockets, for finding the other end.
+    unix: HashMap<u64, u64>,
+    /// Spare boxes.
+    spare: Vec<Box<Pending>>,
+    partial_bytes: usize,
+    /// Nanoseconds from the monotonic clock to the epoch.
+    epoch: u64,
+    stats: Arc<Stats>,
+}
+
+struct Connection {
+    pid: u32,
+    side: Option<Side>,
+    local: Peer,
+    remote: Peer,
+    identity: Identity,
+    late: bool,
+    sock: u64,
+    peer_sock: u64,
+    pending: VecDeque<Box<Pending>>,
+    /// Heads that are not whole: [0] received, [1] sent.
+    partial: [Vec<u8>; 2],
+    /// Set when the other end of a unix connection closed.
+    eof_at: u64,
+}
+
+/// A request under way.
+#[derive(Default)]
+struct Pending {
+    index: u32,
+    /// Sent by this end.
+    sent: bool,
+    request: Option<http1::Request>,
+    first_ts: u64,
+    pid: u32,
+    request_bytes: u64,
+    request_body: u64,
+    request_done: bool,
+    lost: bool,
+    /// Bytes of interim responses.
+    interim: u64,
+    response: Option<http1::Response>,
+    response_bytes: u64,
+    response_body: u64,
+    response_done: bool,
+    upgraded: bool,
+    last_ts: u64,
+}
+
+impl Connections {
+    /// An empty table. `epoch` is what to add to a monotonic time, ns.
+    pub fn new(epoch: u64, stats: Arc<Stats>) -> Self {
+        Self {
+            table: FxHashMap::default(),
+            order: VecDeque::new(),
+            unix: HashMap::new(),
+            spare: Vec::new(),
+            partial_bytes: 0,
+            epoch,
+            stats,
+        }
+    }
+
+    /// Connections that are kept.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, event: Event<'_>, outside: &mut impl Outside) {
+        match event.what {
+            What::Open(opened) => self.open(event.conn, event.pid, *opened, outside),
+            What::Head(head) => self.head(event.conn, event.ts, event.pid, &head, outside),
+            What::End(message) => self.end(event.conn, event.ts, message, outside),
+            What::Close(closed) => self.close(event.conn, event.ts, Some(closed), outside),
+            What::Abort { sent } => {
+                if let Some(connection) = self.table.get_mut(&event.conn) {
+                    let partial = &mut connection.partial[usize::from(sent)];
+                    self.partial_bytes -= partial.len();
+                    *partial = Vec::new();
+                }
+            }
+            What::Eof => self.eof(event.conn, event.ts),
+        }
+    }
+
+    fn open(&mut self, id: u64, pid: u32, opened: Opened, outside: &mut impl Outside) {
+        if self.table.len() >= MAX_CONNECTIONS {
+            while let Some(oldest) = self.order.pop_front() {
+                if self.table.contains_key(&oldest) {
+                    self.close(oldest, 0, None, outside);
+                    self.stats.lose(Loss::ConnectionsFull, 1);
+                    break;
+                }
+            }
+        }
+        if self.order.len() > 2 * MAX_CONNECTIONS {
+            self.order.retain(|id| self.table.contains_key(id));
+        }
+        self.order.push_back(id);
+        let identity = outside.identify(pid, &opened.comm, &opened.local, &opened.remote);
+        if matches!(opened.local, Peer::Unix(_)) {
+            self.unix.insert(opened.sock, id);
+        }
+        self.table.insert(
+            id,
+            Connection {
+                pid,
+                side: None,
+                local: opened.local,
+                remote: opened.remote,
+                identity,
+                late: opened.late,
+                sock: opened.sock,
+                peer_sock: opened.peer_sock,
+                pending: VecDeque::new(),
+                partial: [Vec::new(), Vec::new()],
+                eof_at: 0,
+            },
+        );
+    }
+
+    fn head(&mut self, id: u64, ts: u64, pid: u32, head: &Head<'_>, outside: &mut impl Outside) {
+        let Some(connection) = self.table.get_mut(&id) else {
+            self.stats.lose(Loss::BadRecord, u64::from(head.last && head.message.response));
+            return;
+        };
+        if !connection.identity.wanted {
+            return;
+        }
+        let partial = &mut connection.partial[usize::from(head.message.sent)];
+        if head.first && !partial.is_empty() {
+            self.partial_bytes -= partial.len();
+            partial.clear();
+        }
+        if !head.last {
+            if self.partial_bytes + head.bytes.len() <= MAX_PARTIAL_BYTES {
+                self.partial_bytes += head.bytes.len();
+                partial.extend_from_slice(head.bytes);
+            }
+            return;
+        }
+        if head.cut {
+            self.stats.miss(Unread::HeadTooLong, 1);
+        }
+        if partial.is_empty() {
+            self.whole_head(id, ts, pid, head, head.bytes, outside);
+        } else {
+            let mut bytes = std::mem::take(partial);
+            self.partial_bytes -= bytes.len();
+            bytes.extend_from_slice(head.bytes);
+            self.whole_head(id, ts, pid, head, &bytes, outside);
+        }
+    }
+
+    fn whole_head(&mut self, id: u64, ts: u64, pid: u32, head: &Head<'_>, bytes: &[u8], outside: &mut impl Outside) {
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        let message = head.message;
+        if connection.side.is_none() {
+            connection.side = Some(if message.response == message.sent { Side::Server } else { Side::Client });
+        }
+        if !message.response {
+            let Some(request) = http1::request(bytes) else {
+                self.stats.miss(Unread::Framing, 1);
+                return;
+            };
+            if connection.pending.len() >= MAX_PIPELINE {
+                self.stats.lose(Loss::PipelineFull, 1);
+                return;
+            }
+            // A response that came before its request waits here under the same number.
+            let early = connection.pending.iter().position(|p| p.index == message.index && p.request.is_none());
+            let mut new = match early.and_then(|i| connection.pending.remove(i)) {
+                Some(pending) => pending,
+                None => self.spare.pop().unwrap_or_default(),
+            };
+            new.index = message.index;
+            new.sent = message.sent;
+            new.request = Some(request);
+            new.first_ts = message.first_ts;
+            new.pid = pid;
+            new.request_bytes = message.bytes;
+            new.request_body = if head.done { message.body } else { 0 };
+            new.request_done = head.done;
+            new.last_ts = new.last_ts.max(ts);
+            let complete = new.request_done && new.response_done;
+            let at = connection.pending.iter().take_while(|p| p.index < new.index).count();
+            connection.pending.insert(at, new);
+            if complete {
+                self.finish(id, at, None, outside);
+            }
+            return;
+        }
+        let Some(response) = http1::response(bytes) else {
+            self.stats.miss(Unread::Framing, 1);
+            return;
+        };
+        // Requests before this one whose response never came: their response was dropped, and counted.
+        while connection.pending.front().is_some_and(|p| p.index < message.index) {
+            let i = 0;
+            if connection.pending[i].response.is_some() {
+                // Its end was dropped.
+                connection.pending[i].lost = true;
+                self.finish(id, i, Some(End::Lost), outside);
+            } else if let Some(pending) = connection.pending.pop_front() {
+                recycle(&mut self.spare, pending);
+            }
+            let Some(again) = self.table.get_mut(&id) else { return };
+            if again.pending.is_empty() {
+                break;
+            }
+            return self.whole_head(id, ts, pid, head, bytes, outside);
+        }
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        if connection.pending.front().is_none_or(|p| p.index != message.index) {
+            let mut early = self.spare.pop().unwrap_or_default();
+            early.index = message.index;
+            early.sent = !message.sent;
+            connection.pending.push_front(early);
+        }
+        let Some(pending) = connection.pending.front_mut() else { return };
+        if response.status < 200 && response.status != 101 {
+            pending.interim += message.bytes;
+            pending.last_ts = ts;
+            return;
+        }
+        if head.upgrade {
+            self.stats.miss(if response.websocket { Unread::WebSocket } else { Unread::Upgraded }, 1);
+        }
+        pending.upgraded = head.upgrade;
+        pending.response = Some(response);
+        pending.response_bytes = message.bytes;
+        pending.response_body = if head.done { message.body } else { 0 };
+        pending.response_done = head.done;
+        pending.last_ts = ts;
+        if pending.request.is_some() && pending.response_done && (pending.request_done || pending.upgraded) {
+            self.finish(id, 0, None, outside);
+        }
+    }
+
+    fn end(&mut self, id: u64, ts: u64, message: Message, outside: &mut impl Outside) {
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        let Some(i) = connection.pending.iter().position(|p| p.index == message.index) else { return };
+        let pending = &mut connection.pending[i];
+        pending.lost |= message.lost;
+        if message.response {
+            pending.response_bytes = message.bytes;
+            pending.response_body = message.body;
+            pending.response_done = true;
+            pending.last_ts = ts;
+        } else {
+            pending.request_bytes = message.bytes;
+            pending.request_body = message.body;
+            pending.request_done = true;
+            // An early answer is over before its request is.
+            if pending.response.is_none() {
+                pending.last_ts = ts;
+            }
+        }
+        if pending.request.is_some() && pending.request_done && pending.response_done {
+            self.finish(id, i, None, outside);
+        }
+    }
+
+    /// Makes the exchange of the `i`th request under way.
+    fn finish(&mut self, id: u64, i: usize, end: Option<End>, outside: &mut impl Outside) {
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        let Some(mut pending) = connection.pending.remove(i) else { return };
+        let Some(request) = pending.request.take() else {
+            recycle(&mut self.spare, pending);
+            return;
+        };
+        let side = connection.side.unwrap_or(Side::Server);
+        let (client, server) = match side {
+            Side::Server => (&connection.remote, &connection.local),
+            Side::Client => (&connection.local, &connection.remote),
+        };
+        let end = match end {
+            Some(end) => end,
+            None if pending.lost => End::Lost,
+            None if pending.upgraded => End::Upgraded,
+            None => End::Complete,
+        };
+        let answered = pending.response.is_some();
+        let response = pending.response.take().unwrap_or_default();
+        let exchange = Exchange {
+            ts: pending.first_ts + self.epoch,
+            duration_ns: pending.last_ts.saturating_sub(pending.first_ts),
+            service: connection.identity.service.clone(),
+            side,
+            method: request.method,
+            path: Some(request.path),
+            query_keys: request.query_keys,
+            status: response.status,
+            request_bytes: pending.request_bytes,
+            response_bytes: pending.response_bytes + pending.interim,
+            request_body_bytes: Some(pending.request_body),
+            response_body_bytes: answered.then_some(pending.response_body),
+            client: client.clone(),
+            server: server.clone(),
+            scheme: Scheme::Http,
+            protocol: if answered || request.protocol == Protocol::Http10 { request.protocol } else { Protocol::Http11 },
+            tls_version: None,
+            end,
+            attribution: Attribution::Socket,
+            auth: request.auth,
+            principal: None,
+            caller: None,
+            pid: if pending.pid == 0 { connection.pid } else { pending.pid },
+            exe: connection.identity.exe.clone(),
+            grpc_status: None,
+            trace: request.trace,
+            user_agent: request.user_agent,
+            response_type: response.media_type,
+        };
+        recycle(&mut self.spare, pending);
+        outside.exchange(&exchange);
+    }
+
+    fn close(&mut self, id: u64, ts: u64, closed: Option<Closed>, outside: &mut impl Outside) {
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        let peer = connection.peer_sock;
+        self.unix.remove(&connection.sock);
+        let mut first = true;
+        while let Some(connection) = self.table.get_mut(&id) {
+            let Some(pending) = connection.pending.front_mut() else { break };
+            if let Some(closed) = &closed {
+                if pending.request.is_none() || (pending.response.is_none() && pending.index < closed.responses) {
+                    // Seen and dropped by the kernel side: counted there.
+                    if let Some(pending) = connection.pending.pop_front() {
+                        recycle(&mut self.spare, pending);
+                    }
+                    continue;
+                }
+                let (asked, answered) = (usize::from(pending.sent), usize::from(!pending.sent));
+                if !pending.request_done && closed.unfinished[asked] {
+                    pending.request_bytes = closed.bytes[asked];
+                    pending.request_body = closed.body[asked];
+                }
+                let mut whole = false;
+                if first && !pending.response_done && closed.unfinished[answered] {
+                    // The answer under way belongs to the first request: answers come in order.
+                    pending.response_bytes = closed.bytes[answered];
+                    pending.response_body = closed.body[answered];
+                    pending.last_ts = pending.last_ts.max(closed.last_ts[answered]);
+                    whole = closed.until_close[answered] && answered == 1 && !closed.reset && pending.response.is_some();
+                } else if pending.response.is_none() {
+                    pending.last_ts = pending.last_ts.max(ts);
+                }
+                first = false;
+                let end = match closed.reset {
+                    true => End::Reset,
+                    false if whole || (pending.response_done && pending.request_done) => End::Complete,
+                    false => End::Closed,
+                };
+                self.finish(id, 0, Some(end), outside);
+            } else {
+                pending.last_ts = pending.last_ts.max(ts);
+                self.finish(id, 0, Some(if ts == 0 { End::Lost } else { End::Closed }), outside);
+            }
+        }
+        if let Some(connection) = self.table.remove(&id) {
+            self.partial_bytes -= connection.partial.iter().map(Vec::len).sum::<usize>();
+            if peer != 0
+                && matches!(connection.local, Peer::Unix(_))
+                && let Some(other) = self.unix.get(&peer).and_then(|id| self.table.get_mut(id))
+            {
+                other.eof_at = other.eof_at.max(ts);
+            }
+        }
+    }
+
+    fn eof(&mut self, id: u64, ts: u64) {
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        connection.eof_at = ts;
+        let peer = connection.peer_sock;
+        if let Some(other) = self.unix.get(&peer).and_then(|id| self.table.get_mut(id)) {
+            other.eof_at = ts;
+        }
+    }
+
+    /// Ends what the kernel does not report: unix connections whose other end closed or whose process
+    /// is gone. `now` is monotonic, ns. To be called about once a second.
+    pub fn sweep(&mut self, now: u64, outside: &mut impl Outside) {
+        let over: Vec<u64> = self
+            .table
+            .iter()
+            .filter(|(_, c)| matches!(c.local, Peer::Unix(_)))
+            .filter(|(_, c)| (c.eof_at != 0 && now > c.eof_at + EOF_GRACE) || outside.is_gone(c.pid))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            let ts = self.table.get(&id).map_or(now, |c| if c.eof_at == 0 { now } else { c.eof_at });
+            self.close(id, ts, None, outside);
+        }
+    }
+
+    /// Ends everything, at the agent's own end: nothing under way is reported, since it is not over.
+    pub fn under_way(&self) -> usize {
+        self.table.values().map(|c| c.pending.len()).sum()
+    }
+
+    /// Was this connection there before the agent?
+    pub fn is_late(&self, id: u64) -> bool {
+        self.table.get(&id).is_some_and(|c| c.late)
+    }
+}
+
+fn recycle(spare: &mut Vec<Box<Pending>>, mut pending: Box<Pending>) {
+    if spare.len() < 1024 {
+        *pending = Pending::default();
+        spare.push(pending);
+    }
+}

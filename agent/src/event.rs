@@ -1,0 +1,257 @@
+//! Wire records -> [`Event`]: the only reader of the ABI structs. A record that is cut off or of an
+//! unknown kind is an error for the caller to count, never a panic.
+
+use std::{
+    mem::size_of,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use agent_ebpf::{Close, Flag, Kind, Open, Record};
+
+use crate::exchange::Peer;
+
+/// One record of the kernel side.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// Connection.
+    pub conn: u64,
+    /// Monotonic time, ns.
+    pub ts: u64,
+    /// Process that made the call; 0 where none did.
+    pub pid: u32,
+    /// What happened.
+    pub what: What<'a>,
+}
+
+/// What a record says.
+#[derive(Debug)]
+pub enum What<'a> {
+    /// A connection speaks HTTP.
+    Open(Box<Opened>),
+    /// Head bytes.
+    Head(Head<'a>),
+    /// A message ended.
+    End(Message),
+    /// The connection is over.
+    Close(Closed),
+    /// The head under way in a direction was none.
+    Abort {
+        /// Sent by this end.
+        sent: bool,
+    },
+    /// The other end of a unix connection sends no more.
+    Eof,
+}
+
+/// Addresses of a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opened {
+    /// Was there before the agent.
+    pub late: bool,
+    /// This end.
+    pub local: Peer,
+    /// The other.
+    pub remote: Peer,
+    /// Identity of the socket and of its peer, for unix sockets.
+    pub sock: u64,
+    /// See `sock`.
+    pub peer_sock: u64,
+    /// Name of the process.
+    pub comm: String,
+}
+
+/// A message, or the part of it that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// A response, else a request.
+    pub response: bool,
+    /// Sent by this end, else received.
+    pub sent: bool,
+    /// Number in its direction.
+    pub index: u32,
+    /// Its first byte, monotonic ns.
+    pub first_ts: u64,
+    /// Bytes on the connection.
+    pub bytes: u64,
+    /// Content bytes.
+    pub body: u64,
+    /// Bytes were missed.
+    pub lost: bool,
+}
+
+/// Head bytes of a message.
+#[derive(Debug)]
+pub struct Head<'a> {
+    /// The message. Its sizes are final when `done`.
+    pub message: Message,
+    /// These are its first bytes.
+    pub first: bool,
+    /// These are its last.
+    pub last: bool,
+    /// The whole message ended with this record.
+    pub done: bool,
+    /// The head is longer than is passed on.
+    pub cut: bool,
+    /// The connection leaves HTTP.
+    pub upgrade: bool,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// What was under way when a connection ended: [0] received, [1] sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Closed {
+    /// By a reset.
+    pub reset: bool,
+    /// Bytes of the message under way or last seen.
+    pub bytes: [u64; 2],
+    /// Content bytes of it.
+    pub body: [u64; 2],
+    /// Time of the last byte.
+    pub last_ts: [u64; 2],
+    /// It ends properly with the connection.
+    pub until_close: [bool; 2],
+    /// One is under way.
+    pub unfinished: [bool; 2],
+    /// Responses that the kernel side saw.
+    pub responses: u32,
+}
+
+/// A record that cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadRecord {
+    /// Shorter than it says.
+    #[error("the record is cut off")]
+    Cut,
+    /// Of a kind that is not known.
+    #[error("a record of unknown kind {0}")]
+    Kind(u8),
+}
+
+/// Reads one record.
+///
+/// # Errors
+/// [`BadRecord`], when it is cut off or of an unknown kind.
+pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
+    let (record, data): (Record, _) = take(bytes)?;
+    let data = data.get(..record.len as usize).ok_or(BadRecord::Cut)?;
+    let flag = |f: u16| record.flags & f != 0;
+    let message = Message {
+        response: flag(Flag::RESPONSE),
+        sent: flag(Flag::SENT),
+        index: record.index,
+        first_ts: record.first_ts,
+        bytes: record.message,
+        body: record.body,
+        lost: flag(Flag::LOST),
+    };
+    let what = match record.kind {
+        Kind::HEAD => What::Head(Head {
+            message,
+            first: flag(Flag::FIRST),
+            last: flag(Flag::LAST),
+            done: flag(Flag::DONE),
+            cut: flag(Flag::CUT),
+            upgrade: flag(Flag::UPGRADE),
+            bytes: data.get(usize::from(record.skip)..).unwrap_or_default(),
+        }),
+        Kind::END => What::End(message),
+        Kind::OPEN => What::Open(Box::new(opened(&take::<Open>(data)?.0, flag(Flag::LATE)))),
+        Kind::CLOSE => {
+            let close = take::<Close>(data)?.0;
+            What::Close(Closed {
+                reset: flag(Flag::RESET),
+                bytes: close.message,
+                body: close.body,
+                last_ts: close.last_ts,
+                until_close: close.until_close.map(|b| b != 0),
+                unfinished: close.unfinished.map(|b| b != 0),
+                responses: close.responses,
+            })
+        }
+        Kind::ABORT => What::Abort { sent: message.sent },
+        Kind::EOF => What::Eof,
+        other => return Err(BadRecord::Kind(other)),
+    };
+    Ok(Event { conn: record.conn, ts: record.ts, pid: record.pid, what })
+}
+
+/// Types that any bytes are a value of.
+trait Plain: Copy {}
+impl Plain for Record {}
+impl Plain for Open {}
+impl Plain for Close {}
+
+fn take<T: Plain>(bytes: &[u8]) -> Result<(T, &[u8]), BadRecord> {
+    let (head, rest) = bytes.split_at_checked(size_of::<T>()).ok_or(BadRecord::Cut)?;
+    // SAFETY: `head` has the size of T, and any bytes are a T (integers, repr(C), no padding).
+    Ok((unsafe { head.as_ptr().cast::<T>().read_unaligned() }, rest))
+}
+
+fn opened(open: &Open, late: bool) -> Opened {
+    let text = |bytes: &[u8]| {
+        let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    };
+    let (local, remote) = match i32::from(open.family) {
+        libc::AF_UNIX => {
+            // path_len counts the two bytes of the family as well.
+            let len = (open.path_len as usize).saturating_sub(2).min(open.path.len());
+            let path = match open.path[..len].split_first() {
+                Some((0, name)) => format!("@{}", text(name)),
+                _ => text(&open.path[..len]),
+            };
+            let peer = Peer::Unix(path.into());
+            (peer.clone(), peer)
+        }
+        libc::AF_INET6 => (
+            ip(IpAddr::V6(Ipv6Addr::from(open.local)), open.local_port),
+            ip(IpAddr::V6(Ipv6Addr::from(open.remote)), open.remote_port),
+        ),
+        _ => {
+            let v4 = |a: [u8; 16]| IpAddr::V4(Ipv4Addr::new(a[0], a[1], a[2], a[3]));
+            (ip(v4(open.local), open.local_port), ip(v4(open.remote), open.remote_port))
+        }
+    };
+    Opened { late, local, remote, sock: open.sock, peer_sock: open.peer_sock, comm: text(&open.comm) }
+}
+
+fn ip(address: IpAddr, port: u16) -> Peer {
+    Peer::Ip(SocketAddr::new(address.to_canonical(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes<T: Plain>(value: &T) -> Vec<u8> {
+        // SAFETY: a Plain value is its bytes.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+    }
+
+    #[test]
+    fn a_head_without_its_repeated_bytes() {
+        let record = Record { kind: Kind::HEAD, skip: 2, flags: Flag::LAST | Flag::SENT, len: 5, conn: 9, ..Record::default() };
+        let mut wire = bytes(&record);
+        wire.extend_from_slice(b"abcde-not-mine");
+        let event = parse(&wire).expect("good");
+        let What::Head(head) = event.what else { panic!("a head") };
+        assert_eq!((head.bytes, head.last, head.first, head.message.sent), (&b"cde"[..], true, false, true));
+        wire.truncate(60);
+        assert_eq!(parse(&wire).err(), Some(BadRecord::Cut));
+    }
+
+    #[test]
+    fn unknown_kinds_are_said() {
+        assert_eq!(parse(&bytes(&Record { kind: 77, ..Record::default() })).err(), Some(BadRecord::Kind(77)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(data in proptest::collection::vec(proptest::num::u8::ANY, 0..400), kind in 0u8..9) {
+            let mut data = data;
+            if let Some(first) = data.first_mut() { *first = kind; }
+            let _ = parse(&data);
+        }
+    }
+}

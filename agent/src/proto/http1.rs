@@ -1,0 +1,285 @@
+//! Heads of HTTP/1 messages (RFC 9112). The kernel side has found where a head begins and ends and how
+//! long its message is; here it is read for what an exchange carries. Lenient on purpose: what a
+//! server accepted must be counted, well-formed or not.
+
+use crate::exchange::{Auth, MAX_QUERY_KEYS, MAX_USER_AGENT, Method, Protocol, TraceContext, unhex};
+
+/// Longest name of a query parameter that is kept, in bytes.
+const MAX_QUERY_KEY: usize = 64;
+
+/// What is taken from the head of a request.
+#[derive(Debug, PartialEq)]
+pub struct Request {
+    /// Method.
+    pub method: Method,
+    /// Path of the target without query and fragment; `*` and the authority form as they are.
+    pub path: Box<str>,
+    /// Names of the query parameters.
+    pub query_keys: Vec<Box<str>>,
+    /// Version.
+    pub protocol: Protocol,
+    /// Kind of credential.
+    pub auth: Auth,
+    /// `traceparent`.
+    pub trace: Option<TraceContext>,
+    /// `User-Agent`, cut.
+    pub user_agent: Option<Box<str>>,
+}
+
+/// What is taken from the head of a response.
+#[derive(Debug, PartialEq, Default)]
+pub struct Response {
+    /// Status code.
+    pub status: u16,
+    /// Media type without parameters, lower case.
+    pub media_type: Option<Box<str>>,
+    /// `Upgrade: websocket`.
+    pub websocket: bool,
+}
+
+/// Reads the head of a request. `None` when its first line is none.
+#[must_use]
+pub fn request(head: &[u8]) -> Option<Request> {
+    let (line, fields) = first_line(head);
+    let space = memchr::memchr(b' ', line)?;
+    let (method, rest) = (&line[..space], &line[space + 1..]);
+    if method.is_empty() {
+        return None;
+    }
+    let last = memchr::memrchr(b' ', rest)?;
+    let (target, version) = (&rest[..last], &rest[last + 1..]);
+    let protocol = match version {
+        b"HTTP/1.1" => Protocol::Http11,
+        b"HTTP/1.0" => Protocol::Http10,
+        _ => return None,
+    };
+    let (path, query) = split_target(target);
+    let mut request = Request {
+        method: Method::from_token(std::str::from_utf8(method).ok()?),
+        path: text(path),
+        query_keys: query_keys(query),
+        protocol,
+        auth: Auth::None,
+        trace: None,
+        user_agent: None,
+    };
+    for (name, value) in Fields(fields) {
+        field(&mut request, name, value);
+    }
+    Some(request)
+}
+
+/// Takes what an exchange needs of one field. The first byte and the length of its name are enough to
+/// pass over most.
+fn field(request: &mut Request, name: &[u8], value: &[u8]) {
+    let is = |wanted: &[u8]| name.eq_ignore_ascii_case(wanted);
+    match (name.len(), name[0] | 0x20) {
+        (13, b'a') if is(b"authorization") => request.auth = scheme(value),
+        (11, b't') if is(b"traceparent") => request.trace = traceparent(value),
+        (10, b'u') if is(b"user-agent") => {
+            let end = value.len().min(MAX_USER_AGENT);
+            request.user_agent = Some(String::from_utf8_lossy(&value[..end]).into());
+        }
+        (6, b'c') if is(b"cookie") && request.auth == Auth::None => request.auth = Auth::Cookie,
+        (9, b'x') if is(b"x-api-key") => api_key(request),
+        (7, b'a') if is(b"api-key") => api_key(request),
+        (6, b'a') if is(b"apikey") => api_key(request),
+        (8, b'x') if is(b"x-apikey") => api_key(request),
+        (12, b'x') if is(b"x-auth-token") => api_key(request),
+        (14, b'x') if is(b"x-access-token") => api_key(request),
+        (14, b'x') if is(b"x-goog-api-key") => api_key(request),
+        (25, b'o') if is(b"ocp-apim-subscription-key") => api_key(request),
+        _ => {}
+    }
+}
+
+fn api_key(request: &mut Request) {
+    if matches!(request.auth, Auth::None | Auth::Cookie) {
+        request.auth = Auth::ApiKey;
+    }
+}
+
+/// Reads the head of a response. `None` when its first line is none.
+#[must_use]
+pub fn response(head: &[u8]) -> Option<Response> {
+    let (line, fields) = first_line(head);
+    if !line.starts_with(b"HTTP/1.") {
+        return None;
+    }
+    let digits = line.get(9..12)?;
+    let status = digits.iter().try_fold(0u16, |n, d| d.is_ascii_digit().then(|| n * 10 + u16::from(d - b'0')))?;
+    let mut response = Response { status, ..Response::default() };
+    for (name, value) in Fields(fields) {
+        match (name.len(), name[0] | 0x20) {
+            (12, b'c') if name.eq_ignore_ascii_case(b"content-type") => {
+                let end = memchr::memchr(b';', value).unwrap_or(value.len());
+                let media = value[..end].trim_ascii().to_ascii_lowercase();
+                response.media_type = String::from_utf8(media).ok().filter(|m| m.len() <= 64).map(Into::into);
+            }
+            (7, b'u') if name.eq_ignore_ascii_case(b"upgrade") => {
+                response.websocket = value.eq_ignore_ascii_case(b"websocket");
+            }
+            _ => {}
+        }
+    }
+    Some(response)
+}
+
+/// The first line without its end, and what follows.
+fn first_line(head: &[u8]) -> (&[u8], &[u8]) {
+    let Some(end) = memchr::memchr(b'\n', head) else { return (head, &[]) };
+    let line = &head[..end];
+    (line.strip_suffix(b"\r").unwrap_or(line), &head[end + 1..])
+}
+
+/// The fields of a head: names and trimmed values. Lines without a name are passed over.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.0.is_empty() {
+            let end = memchr::memchr(b'\n', self.0).unwrap_or(self.0.len());
+            let line = &self.0[..end];
+            self.0 = self.0.get(end + 1..).unwrap_or_default();
+            // Names are short: a plain loop beats a vector search.
+            if let Some(colon) = line.iter().position(|&b| b == b':').filter(|&c| c > 0) {
+                return Some((&line[..colon], line[colon + 1..].trim_ascii()));
+            }
+        }
+        None
+    }
+}
+
+/// Path and query of a request target (RFC 9112 section 3.2), the fragment left out.
+fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
+    let end = memchr::memchr(b'#', target).unwrap_or(target.len());
+    let mut rest = &target[..end];
+    if !rest.starts_with(b"/")
+        && let Some(scheme) = memchr::memmem::find(rest, b"://")
+        && rest[..scheme].iter().all(u8::is_ascii_alphanumeric)
+    {
+        // The absolute form: leave out the authority, which may carry user information.
+        let authority = &rest[scheme + 3..];
+        let path = authority.iter().position(|&b| b == b'/' || b == b'?').unwrap_or(authority.len());
+        rest = &authority[path..];
+        if rest.first() != Some(&b'/') {
+            return (b"/", rest.get(1..).unwrap_or_default());
+        }
+    }
+    match memchr::memchr(b'?', rest) {
+        Some(mark) => (&rest[..mark], &rest[mark + 1..]),
+        None => (rest, &[]),
+    }
+}
+
+/// A path as text: bytes that are not UTF-8 are percent-encoded.
+fn text(path: &[u8]) -> Box<str> {
+    if let Ok(text) = std::str::from_utf8(path) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(path.len() + 16);
+    for chunk in path.utf8_chunks() {
+        out.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out.into()
+}
+
+fn query_keys(query: &[u8]) -> Vec<Box<str>> {
+    if query.is_empty() {
+        return Vec::new();
+    }
+    query
+        .split(|&b| b == b'&')
+        .map(|pair| &pair[..memchr::memchr(b'=', pair).unwrap_or(pair.len())])
+        .filter(|key| !key.is_empty() && key.len() <= MAX_QUERY_KEY)
+        .take(MAX_QUERY_KEYS)
+        .map(text)
+        .collect()
+}
+
+/// Scheme of an `Authorization` value (RFC 9110 section 11.4).
+fn scheme(value: &[u8]) -> Auth {
+    let end = memchr::memchr(b' ', value).unwrap_or(value.len());
+    match value[..end].to_ascii_lowercase().as_slice() {
+        b"" => Auth::None,
+        b"basic" => Auth::Basic,
+        b"bearer" => Auth::Bearer,
+        b"digest" => Auth::Digest,
+        b"negotiate" | b"ntlm" | b"kerberos" => Auth::Negotiate,
+        b"apikey" | b"api-key" | b"token" => Auth::ApiKey,
+        _ => Auth::Other,
+    }
+}
+
+/// A `traceparent` value (W3C Trace Context, version 00 and compatible ones).
+fn traceparent(value: &[u8]) -> Option<TraceContext> {
+    let value = std::str::from_utf8(value).ok()?;
+    let mut parts = value.split('-');
+    let version = parts.next().filter(|v| v.len() == 2 && *v != "ff")?;
+    unhex::<1>(version)?;
+    let trace_id = unhex(parts.next()?)?;
+    let parent_id = unhex(parts.next()?)?;
+    let [flags] = unhex(parts.next()?)?;
+    (trace_id != [0; 16] && parent_id != [0; 8]).then_some(TraceContext { trace_id, parent_id, sampled: flags & 1 != 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usual_request() {
+        let head = b"POST /q/1?a=1&token=secret#f HTTP/1.1\r\nHost: h\r\nAUTHORIZATION: Bearer abc\r\nCookie: s=1\r\n\
+            traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nUser-Agent: x/1\r\n\r\n";
+        let r = request(head).expect("a request");
+        assert_eq!((&*r.path, r.auth, r.protocol), ("/q/1", Auth::Bearer, Protocol::Http11));
+        assert_eq!(r.query_keys, ["a".into(), "token".into()] as [Box<str>; 2]);
+        assert_eq!(r.trace.expect("a parent").parent_id, [0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31]);
+        assert_eq!(r.user_agent.as_deref(), Some("x/1"));
+        assert!(!format!("{r:?}").contains("secret") && !format!("{r:?}").contains("abc"));
+    }
+
+    #[test]
+    fn every_form_of_target() {
+        let path = |target: &str| request(format!("GET {target} HTTP/1.0\n\n").as_bytes()).map(|r| r.path.into_string());
+        assert_eq!(path("http://user:pw@h.test/absolute?q=1").as_deref(), Some("/absolute"));
+        assert_eq!(path("http://h.test").as_deref(), Some("/"));
+        assert_eq!(path("http://h.test?x=1").as_deref(), Some("/"));
+        assert_eq!(path("*").as_deref(), Some("*"));
+        assert_eq!(path("db.internal:443").as_deref(), Some("db.internal:443"));
+        assert_eq!(path("/a?url=http://x/y").as_deref(), Some("/a"));
+        assert_eq!(request(b"GET /\xff\xfe/x HTTP/1.1\r\n\r\n").map(|r| r.path.into_string()).as_deref(), Some("/%FF%FE/x"));
+    }
+
+    #[test]
+    fn what_is_no_head() {
+        for head in [&b"GETTING nowhere\r\n"[..], b"", b" / HTTP/1.1\r\n", b"GET / HTTP/2.0\r\n", b"HTTP/1.1 200 OK\r\n"] {
+            assert_eq!(request(head), None, "{head:?}");
+        }
+        for head in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"HTTP/1.1 2x0 OK\r\n", b"HTTP/1.1\r\n"] {
+            assert_eq!(response(head), None, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_usual_response() {
+        let r = response(b"HTTP/1.1 404 Not Found\r\nContent-Type: Application/JSON; charset=x\r\n\r\n").expect("a response");
+        assert_eq!((r.status, r.media_type.as_deref()), (404, Some("application/json")));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(head in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let _ = request(&head);
+            let _ = response(&head);
+            let mut with_line = b"GET /x HTTP/1.1\r\n".to_vec();
+            with_line.extend_from_slice(&head);
+            proptest::prop_assert!(request(&with_line).is_some());
+        }
+    }
+}
