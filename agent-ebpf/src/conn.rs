@@ -115,14 +115,15 @@ pub fn end_direction(work: &mut Work, connection: &mut Connection, direction: us
     }
 }
 
-/// What was under way when the connection ended.
+/// What was under way when the connection ended. A body that was received until the end is whole only
+/// when `both` ends closed.
 #[inline(always)]
-pub fn close(work: &mut Work, connection: &mut Connection, flags: u16) {
+pub fn close(work: &mut Work, connection: &mut Connection, flags: u16, both: bool) {
     let under_way = |d: &crate::maps::Direction| u8::from(d.mode != mode::START && d.mode != mode::TUNNEL);
     let until_close = |d: &crate::maps::Direction| u8::from(d.mode == mode::UNTIL_CLOSE);
     let [received, sent] = &connection.directions;
     let unfinished = [under_way(received), under_way(sent)];
-    let endings = [until_close(received), until_close(sent)];
+    let endings = [until_close(received) & u8::from(both), until_close(sent)];
     let responses = if connection.role == SERVER { sent.index } else { received.index };
     emit::close(work, connection, flags, unfinished, endings, responses);
 }

@@ -798,7 +798,8 @@ pub fn skip_spliced(work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
         return;
     }
     let missed = kernel::copied_sequence(sock).wrapping_sub(bytes as u32).wrapping_sub(d.sequence);
-    if missed == 0 || missed > i32::MAX as u32 {
+    // A receive that meets the end of the stream moves one further.
+    if missed == 0 || missed > i32::MAX as u32 || (missed == 1 && kernel::shutdown(sock) & 1 != 0) {
         return;
     }
     let missed = u64::from(missed);

@@ -186,8 +186,9 @@ pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
             TCP_SYN_RECV => conn::begin(sock, crate::maps::SERVER),
             _ => {}
         },
-        TCP_FIN_WAIT1 | TCP_LAST_ACK => over(sock, false),
-        TCP_CLOSE if old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT => over(sock, true),
+        TCP_FIN_WAIT1 => over(sock, false, false),
+        TCP_LAST_ACK => over(sock, false, true),
+        TCP_CLOSE if old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT => over(sock, true, false),
         _ => {}
     }
     0
@@ -200,14 +201,15 @@ pub fn tcp_destroy(ctx: BtfTracePointContext) -> i32 {
     if let Some(connection) = conn::find(sock) {
         // SAFETY: as in `transfer`.
         let connection = unsafe { &mut *connection };
-        finish(sock, connection, kernel::error(sock) != 0);
+        finish(sock, connection, kernel::error(sock) != 0, false);
     }
     0
 }
 
-/// This end sends no more (`reset`: nobody does).
+/// This end sends no more (`reset`: nobody does; `both`: the other end had closed before, and all it
+/// sent was received).
 #[inline(always)]
-fn over(sock: u64, reset: bool) {
+fn over(sock: u64, reset: bool, both: bool) {
     let Some(connection) = conn::find(sock) else { return };
     // SAFETY: as in `transfer`.
     let connection = unsafe { &mut *connection };
@@ -217,7 +219,7 @@ fn over(sock: u64, reset: bool) {
     // close() sets both bits before it changes the state; shutdown(SHUT_WR) only the second. A reset
     // that came from outside sets them later: data may still wait for the application.
     if kernel::shutdown(sock) == 3 {
-        finish(sock, connection, reset);
+        finish(sock, connection, reset, both);
     } else if !reset && connection.state & (QUIET | CLOSED) == 0 && connection.state & OPENED != 0 {
         if let Some(work) = WORK.get_ptr_mut(2) {
             // SAFETY: as in `transfer`; slot 2 is for these hooks.
@@ -233,7 +235,7 @@ fn over(sock: u64, reset: bool) {
 
 /// The application closed: the last record of the connection.
 #[inline(always)]
-fn finish(sock: u64, connection: &mut Connection, reset: bool) {
+fn finish(sock: u64, connection: &mut Connection, reset: bool, both: bool) {
     if connection.state & CLOSED != 0 {
         return;
     }
@@ -251,5 +253,5 @@ fn finish(sock: u64, connection: &mut Connection, reset: bool) {
     work.direction = 0;
     let reset = reset || connection.state & RESET != 0;
     let flags = if reset { Flag::RESET } else { 0 } | if connection.state & FRESH == 0 { Flag::LATE } else { 0 };
-    conn::close(work, connection, flags);
+    conn::close(work, connection, flags, both);
 }

@@ -35,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut ts) };
         conns.sweep(ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64, &mut out);
     }
+    conns.flush(&mut out); if let Some(f) = &mut file { f.write_all(&out.buf)?; }
     eprintln!("exchanges {} records {records} conns {} {:?} {:?} {:?}", out.n, conns.len(), kernel.counts(), kernel.costs(), stats.totals());
     let s = std::fs::read_to_string("/proc/self/stat")?; let v: Vec<_> = s.split(' ').collect(); eprintln!("cpu ticks {} {}", v[13], v[14]);
     Ok(())

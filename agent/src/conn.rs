@@ -24,6 +24,10 @@ pub const MAX_CONNECTIONS: usize = 131_072;
 pub const MAX_PIPELINE: usize = 256;
 /// Most bytes of unfinished heads in all.
 pub const MAX_PARTIAL_BYTES: usize = 16 << 20;
+/// Most client-side exchanges that wait for what the server's end tells.
+const MAX_HELD: usize = 1024;
+/// How long they wait, ns.
+const HOLD: u64 = 1_000_000_000;
 /// A unix connection whose other end closed is over when nothing happens for this long, ns.
 const EOF_GRACE: u64 = 500_000_000;
 
@@ -57,6 +61,8 @@ pub struct Connections {
     unix: HashMap<u64, u64>,
     /// Spare boxes.
     spare: Vec<Box<Pending>>,
+    /// Client-side exchanges whose end the other end of the connection may still tell.
+    held: VecDeque<(u64, Exchange)>,
     partial_bytes: usize,
     /// Nanoseconds from the monotonic clock to the epoch.
     epoch: u64,
@@ -110,6 +116,7 @@ impl Connections {
             order: VecDeque::new(),
             unix: HashMap::new(),
             spare: Vec::new(),
+            held: VecDeque::new(),
             partial_bytes: 0,
             epoch,
             stats,
@@ -374,6 +381,26 @@ impl Connections {
             response_type: response.media_type,
         };
         recycle(&mut self.spare, pending);
+        if !self.held.is_empty() && side == Side::Server {
+            self.settle(&exchange, outside);
+        }
+        if end == End::Closed && side == Side::Client && answered && self.held.len() < MAX_HELD {
+            self.held.push_back((exchange.ts + exchange.duration_ns, exchange));
+            return;
+        }
+        outside.exchange(&exchange);
+    }
+
+    /// A client that closes first cannot see what became of the answer: that the server reset the
+    /// connection, or that it had nothing more to send. The server's end can, when it is on this node.
+    fn settle(&mut self, server: &Exchange, outside: &mut impl Outside) {
+        let Some(i) = self.held.iter().position(|(_, e)| e.client == server.client && e.server == server.server) else {
+            return;
+        };
+        let Some((_, mut exchange)) = self.held.remove(i) else { return };
+        if server.end == End::Reset || (server.end == End::Complete && server.response_bytes == exchange.response_bytes) {
+            exchange.end = server.end;
+        }
         outside.exchange(&exchange);
     }
 
@@ -403,7 +430,7 @@ impl Connections {
                     pending.response_bytes = closed.bytes[answered];
                     pending.response_body = closed.body[answered];
                     pending.last_ts = pending.last_ts.max(closed.last_ts[answered]);
-                    whole = closed.until_close[answered] && answered == 1 && !closed.reset && pending.response.is_some();
+                    whole = closed.until_close[answered] && pending.response.is_some();
                 } else if pending.response.is_none() {
                     pending.last_ts = pending.last_ts.max(ts);
                 }
@@ -442,6 +469,11 @@ impl Connections {
     /// Ends what the kernel does not report: unix connections whose other end closed or whose process
     /// is gone. `now` is monotonic, ns. To be called about once a second.
     pub fn sweep(&mut self, now: u64, outside: &mut impl Outside) {
+        while self.held.front().is_some_and(|(ts, _)| now + self.epoch > ts + HOLD) {
+            if let Some((_, exchange)) = self.held.pop_front() {
+                outside.exchange(&exchange);
+            }
+        }
         let over: Vec<u64> = self
             .table
             .iter()
@@ -455,7 +487,14 @@ impl Connections {
         }
     }
 
-    /// Ends everything, at the agent's own end: nothing under way is reported, since it is not over.
+    /// Hands out what waits, at the agent's own end.
+    pub fn flush(&mut self, outside: &mut impl Outside) {
+        for (_, exchange) in std::mem::take(&mut self.held) {
+            outside.exchange(&exchange);
+        }
+    }
+
+    /// Requests that are not answered yet. They are not reported at the agent's end: they are not over.
     pub fn under_way(&self) -> usize {
         self.table.values().map(|c| c.pending.len()).sum()
     }
