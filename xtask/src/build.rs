@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the agent, or the eBPF object that is kept in the tree.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
@@ -10,7 +10,7 @@ use crate::{
     place,
     setup::{self, Level},
     sources::{self, MANIFEST, Manifest, OBJECT, REBUILD},
-    step,
+    step, strip,
 };
 
 /// What to build.
@@ -49,7 +49,7 @@ fn write() -> Result<()> {
     let compiler = Compiler::find().context("no eBPF toolchain after setup")?;
     let krate = place::ebpf_crate();
     let built = compiler.build(&krate, &place::target().join("ebpf"), false)?;
-    let object = fs::read(&built).with_context(|| format!("failed to read {}", built.display()))?;
+    let object = object(&built)?;
     let manifest = manifest(&compiler, &object)?;
     fs::write(krate.join(OBJECT), &object).with_context(|| format!("failed to write {OBJECT}"))?;
     fs::write(krate.join(MANIFEST), manifest.to_json()).with_context(|| format!("failed to write {MANIFEST}"))?;
@@ -67,7 +67,7 @@ fn check() -> Result<()> {
         return Ok(());
     };
     let built = compiler.build(&krate, &place::target().join("ebpf"), true)?;
-    let object = fs::read(&built).with_context(|| format!("failed to read {}", built.display()))?;
+    let object = object(&built)?;
     let fresh = manifest(&compiler, &object)?;
     if (&fresh.rustc, &fresh.llvm, &fresh.linker) != (&kept.rustc, &kept.llvm, &kept.linker) {
         println!(
@@ -87,6 +87,11 @@ fn check() -> Result<()> {
     }
     println!("agent-ebpf/{OBJECT} is byte for byte what the sources give");
     Ok(())
+}
+
+fn object(built: &Path) -> Result<Vec<u8>> {
+    let linked = fs::read(built).with_context(|| format!("failed to read {}", built.display()))?;
+    strip::without_dwarf(&linked)
 }
 
 fn manifest(compiler: &Compiler, object: &[u8]) -> Result<Manifest> {

@@ -72,7 +72,8 @@ impl Compiler {
         }
         let llvm = field("LLVM version:")?;
         let host = field("host:")?;
-        let sysroot = PathBuf::from(step::output(clean(&mut Command::new(rustc)).args(["--print", "sysroot"])).ok()?.trim());
+        let sysroot =
+            PathBuf::from(step::output(clean(&mut Command::new(rustc)).args(["--print", "sysroot"])).ok()?.trim());
         let named = sysroot.join("lib/rustlib/src/rust");
         if !named.join("library/core/Cargo.toml").is_file() {
             return None;

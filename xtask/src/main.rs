@@ -11,6 +11,7 @@ mod root;
 mod setup;
 mod sources;
 mod step;
+mod strip;
 
 /// Developer commands of apiscope.
 #[derive(Debug, Parser)]
