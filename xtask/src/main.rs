@@ -5,13 +5,16 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod build;
+mod demo;
 mod ebpf;
 mod place;
 mod root;
+mod run;
 mod setup;
 mod sources;
 mod step;
 mod strip;
+mod test;
 
 /// Developer commands of apiscope.
 #[derive(Debug, Parser)]
@@ -27,12 +30,18 @@ enum Command {
     Setup(setup::Options),
     /// Build the agent, or the eBPF object kept in the tree.
     Build(build::Options),
+    /// Build the agent and start it as root.
+    Run(run::Options),
+    /// Unit tests, then end-to-end tests as root.
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Setup(options) => setup::run(&options),
         Command::Build(options) => build::run(&options),
+        Command::Run(options) => run::run(&options),
+        Command::Test(options) => test::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
