@@ -15,6 +15,7 @@ mod sources;
 mod step;
 mod strip;
 mod test;
+mod tidy;
 
 /// Developer commands of apiscope.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ enum Command {
     Run(run::Options),
     /// Unit tests, then end-to-end tests as root.
     Test(test::Options),
+    /// Check the conventions of the house: imports, file docs, SAFETY lines and more.
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options),
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Tidy => tidy::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
