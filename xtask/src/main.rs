@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod demo;
+mod deny;
 mod ebpf;
 mod place;
 mod root;
@@ -37,6 +39,10 @@ enum Command {
     Test(test::Options),
     /// Check the conventions of the house: imports, file docs, SAFETY lines and more.
     Tidy,
+    /// Check licences, bans and sources of the dependencies.
+    Deny,
+    /// Measure what the agent costs.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
+        Command::Deny => deny::run(),
+        Command::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

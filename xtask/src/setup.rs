@@ -21,7 +21,7 @@ const REMEMBER: Duration = Duration::from_secs(3600);
 /// Longest time for a package manager, and for a tool that is compiled.
 const LIMIT: Duration = Duration::from_secs(1200);
 /// Version of cargo-deny.
-pub const DENY: &str = "0.19.9";
+pub const DENY: &str = "0.20.2";
 
 /// What a command needs. Each level includes `run`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
