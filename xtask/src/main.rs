@@ -1,2 +1,65 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask <command>`. One file per command; each sets up what it needs first.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod build;
+mod demo;
+mod deny;
+mod ebpf;
+mod place;
+mod root;
+mod run;
+mod setup;
+mod sources;
+mod step;
+mod strip;
+mod test;
+mod tidy;
+
+/// Developer commands of apiscope.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find or install what the other commands need.
+    Setup(setup::Options),
+    /// Build the agent, or the eBPF object kept in the tree.
+    Build(build::Options),
+    /// Build the agent and start it as root.
+    Run(run::Options),
+    /// Unit tests, then end-to-end tests as root.
+    Test(test::Options),
+    /// Check the conventions of the house: imports, file docs, SAFETY lines and more.
+    Tidy,
+    /// Check licences, bans and sources of the dependencies.
+    Deny,
+    /// Measure what the agent costs.
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Setup(options) => setup::run(&options),
+        Command::Build(options) => build::run(&options),
+        Command::Run(options) => run::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Tidy => tidy::run(),
+        Command::Deny => deny::run(),
+        Command::Bench(options) => bench::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

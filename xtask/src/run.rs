@@ -1,0 +1,158 @@
+//! `cargo xtask run`: builds the agent and starts it as root.
+
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Child, Command},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::{
+    build,
+    demo::Demo,
+    place, root,
+    setup::{self, Level},
+};
+
+/// How long the agent may take to end after a signal (its final flush included) before it is killed.
+pub const END: Duration = Duration::from_secs(15);
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Also start a small sample API with traffic on a free loopback port.
+    #[arg(long)]
+    demo: bool,
+    /// Arguments of `apiscope run`.
+    #[arg(last = true)]
+    agent: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The build fails, this cannot be root, or the agent fails.
+pub fn run(options: &Options) -> Result<()> {
+    setup::need(Level::Run)?;
+    // Before the build: nobody should wait for it to learn that they are not root.
+    let mut command = root::command(place::agent(), "tracing the kernel")?;
+    command.arg("run").args(&options.agent);
+    build::agent()?;
+    if !options.demo {
+        return Err(command.exec()).with_context(|| format!("failed to start {}", place::agent().display()));
+    }
+    let demo = Demo::start()?;
+    eprintln!("sample API: http://{}/ (ends with the agent)", demo.address());
+    let stop = stopped()?;
+    let mut agent = Running::start("the agent", &mut command)?;
+    let status = loop {
+        if let Some(status) = agent.child.try_wait()? {
+            break status;
+        }
+        if stop.load(Ordering::Relaxed) {
+            // A terminal's Ctrl-C reached the agent too; a signal sent to this process alone did not.
+            break agent.end()?;
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
+    drop(demo);
+    if !status.success() {
+        bail!("the agent ended: {status}");
+    }
+    Ok(())
+}
+
+/// Becomes true when someone asks this process to end; what it started can then be ended first.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn stopped() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // A second one ends this process at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())?;
+        signal_hook::flag::register(signal, flag.clone())?;
+    }
+    Ok(flag)
+}
+
+/// A process that ends, by its id, with the value.
+#[derive(Debug)]
+pub struct Running {
+    what: String,
+    child: Child,
+}
+
+impl Running {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(what: &str, command: &mut Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("failed to start {what}"))?;
+        Ok(Self { what: what.to_owned(), child })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_over(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Interrupts it and waits [`END`], then kills it.
+    ///
+    /// # Errors
+    /// It had to be killed.
+    pub fn end(&mut self) -> Result<std::process::ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        self.signal("INT");
+        let asked = Instant::now();
+        while asked.elapsed() < END {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.signal("KILL");
+        self.child.wait()?;
+        bail!("{} did not end within {} s and was killed", self.what, END.as_secs());
+    }
+
+    /// By the command, since what sudo started is not ours to signal.
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = root::command("kill", "ending a process").and_then(|mut kill| {
+            kill.args([&format!("-{name}"), &pid]);
+            crate::step::output(&mut kill)
+        });
+        if let Err(error) = sent {
+            eprintln!("  note: {}: {error:#}", self.what);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("  note: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! `cargo xtask setup`: finds or installs what a command needs. Every other command calls it.
+//!
+//! It keeps no stamp: it looks whether each thing is there, which takes milliseconds and cannot be out of
+//! date. Only what could not be had is remembered, for [`REMEMBER`], so that `cargo xtask test` does not
+//! ask a package manager in vain each time; `cargo xtask setup` asks again.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{ebpf, place, root, step};
+
+/// How long a refusal is believed.
+const REMEMBER: Duration = Duration::from_secs(3600);
+/// Longest time for a package manager, and for a tool that is compiled.
+const LIMIT: Duration = Duration::from_secs(1200);
+/// Version of cargo-deny.
+pub const DENY: &str = "0.20.2";
+
+/// What a command needs. Each level includes `run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Build and start the agent: stable Rust, nothing else.
+    Run,
+    /// Rebuild the eBPF programs: a compiler for them, and their linker.
+    Ebpf,
+    /// The checks of CI that are not tests: cargo-deny.
+    Deny,
+    /// The end-to-end tests' servers and clients.
+    Test,
+    /// The measurements' server, load generator and bpftool.
+    Bench,
+}
+
+/// What to set up.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// For which command; all of them by default.
+    #[arg(value_enum)]
+    levels: Vec<Level>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Something that has no substitute could not be had.
+pub fn run(options: &Options) -> Result<()> {
+    fs::remove_dir_all(place::cache("refused")?).ok();
+    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Bench];
+    let levels = if options.levels.is_empty() { &all[..] } else { &options.levels };
+    for level in levels {
+        need(*level)?;
+        println!("{}: ready", level.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned()));
+    }
+    Ok(())
+}
+
+/// Makes sure that `level` can be served. What only some tests need is asked for, and its lack is said in
+/// a line; what the level cannot do without is an error.
+///
+/// # Errors
+/// A thing without a substitute could not be had.
+pub fn need(level: Level) -> Result<()> {
+    if env::consts::OS != "linux" {
+        bail!("apiscope is a Linux program: {} is not supported", env::consts::OS);
+    }
+    match level {
+        Level::Run => Ok(()),
+        Level::Ebpf => toolchain(),
+        Level::Deny => deny(),
+        Level::Test => {
+            packages(&TEST);
+            if place::program("go").is_none() {
+                say(
+                    "no Go, which the OpenTelemetry Collector is built with: its tests are skipped (install Go 1.25 or later)",
+                );
+            }
+            Ok(())
+        }
+        Level::Bench => {
+            packages(&BENCH);
+            match BENCH.iter().find(|p| place::program(p.program).is_none()) {
+                Some(missing) => {
+                    Err(anyhow!("bench needs {}: install the package {}", missing.program, missing.package))
+                }
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// The cargo that runs this, in the root of the clone.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(place::root());
+    command
+}
+
+/// The installed cargo-deny.
+///
+/// # Errors
+/// There is no cache folder.
+pub fn cargo_deny() -> Result<PathBuf> {
+    Ok(place::cache("tools")?.join(format!("cargo-deny-{DENY}/bin/cargo-deny")))
+}
+
+struct Package {
+    program: &'static str,
+    package: &'static str,
+}
+
+const fn from(program: &'static str, package: &'static str) -> Package {
+    Package { program, package }
+}
+
+const TEST: [Package; 8] = [
+    from("nginx", "nginx-light"),
+    from("wrk", "wrk"),
+    from("curl", "curl"),
+    from("wget", "wget"),
+    from("h2load", "nghttp2-client"),
+    from("openssl", "openssl"),
+    from("node", "nodejs"),
+    from("python3", "python3"),
+];
+
+const BENCH: [Package; 3] = [from("nginx", "nginx-light"), from("wrk", "wrk"), from("bpftool", "bpftool")];
+
+fn packages(wanted: &[Package]) {
+    let missing: Vec<&str> = wanted.iter().filter(|p| place::program(p.program).is_none()).map(|p| p.package).collect();
+    if !missing.is_empty() {
+        once(&missing.join("+"), || apt(&missing)).unwrap_or_else(|e| {
+            say(&format!("could not install {}: {e:#}; what needs them is skipped", missing.join(", ")));
+        });
+    }
+}
+
+fn toolchain() -> Result<()> {
+    if ebpf::Compiler::find().is_none() {
+        once("ebpf-compiler", || {
+            let tried = match compiler_from_debian() {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            compiler_from_rustup().map_err(|error| {
+                anyhow!(
+                    "no rustc {} with its library's source: neither from Debian ({tried:#}) nor from rustup ({error:#})",
+                    ebpf::RUSTC
+                )
+            })
+        })?;
+        ebpf::Compiler::find().with_context(|| format!("installed rustc {}, but it is not whole", ebpf::RUSTC))?;
+    }
+    if ebpf::linker()?.is_none() {
+        install("bpf-linker", ebpf::LINKER)?;
+    }
+    Ok(())
+}
+
+fn compiler_from_debian() -> Result<()> {
+    let policy = || step::output(Command::new("apt-cache").args(["policy", ebpf::DEBIAN[0]]));
+    let offered = |text: &str| text.lines().any(|l| l.trim().starts_with(&format!("Candidate: {}", ebpf::RUSTC)));
+    if !fs::read_to_string("/etc/os-release").unwrap_or_default().lines().any(|l| l == "ID=debian") {
+        bail!("this is not Debian");
+    }
+    if !offered(&policy()?) {
+        apt_update()?;
+        if !offered(&policy()?) {
+            bail!("its {} is another release", ebpf::DEBIAN[0]);
+        }
+    }
+    apt(&ebpf::DEBIAN)
+}
+
+fn compiler_from_rustup() -> Result<()> {
+    let server = env::var("RUSTUP_DIST_SERVER").unwrap_or_else(|_| "https://static.rust-lang.org".to_owned());
+    if place::program("rustup").is_none() {
+        bail!("rustup is not installed");
+    }
+    // rustup itself would try for minutes.
+    if place::program("curl").is_some() {
+        let probe = format!("{server}/dist/channel-rust-{}.toml.sha256", ebpf::RUSTC);
+        step::output(Command::new("curl").args(["-fsS", "--max-time", "8", "-o", "/dev/null", &probe]))
+            .with_context(|| format!("{server} cannot be reached"))?;
+    }
+    let mut command = Command::new("rustup");
+    command.args(["toolchain", "install", ebpf::RUSTC, "--profile", "minimal", "--component", "rust-src"]);
+    step::quietly(&format!("installing Rust {} for eBPF", ebpf::RUSTC), &mut command, LIMIT)
+}
+
+fn deny() -> Result<()> {
+    if cargo_deny()?.is_file() { Ok(()) } else { install("cargo-deny", DENY) }
+}
+
+/// Compiles a tool into the cache: into a temporary folder first, so that an interrupted build is not
+/// taken for a tool.
+fn install(krate: &str, version: &str) -> Result<()> {
+    let tools = place::cache("tools")?;
+    let (partial, whole) = (tools.join(format!("{krate}-{version}.partial")), tools.join(format!("{krate}-{version}")));
+    fs::remove_dir_all(&partial).ok();
+    let mut command = cargo();
+    command.args(["install", krate, "--version", version, "--locked", "--root"]).arg(&partial);
+    command.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
+    step::quietly(&format!("building {krate} {version} (once)"), &mut command, LIMIT)?;
+    fs::remove_dir_all(&whole).ok();
+    fs::rename(&partial, &whole).with_context(|| format!("failed to move {krate} to {}", whole.display()))
+}
+
+fn apt_update() -> Result<()> {
+    let mut update = root::command("apt-get", "installing packages")?;
+    step::quietly("reading the package lists", update.args(["-q", "update"]), LIMIT)
+}
+
+/// Installs Debian packages without starting any service that they bring, and without removing anything.
+fn apt(packages: &[&str]) -> Result<()> {
+    if place::program("apt-get").is_none() {
+        bail!("no apt-get here: install by hand {}", packages.join(" "));
+    }
+    apt_update()?;
+    // A package asks `policy-rc.d` before it starts its daemon; 101 means no. One that the machine's owner
+    // has is left alone.
+    let policy = PathBuf::from("/usr/sbin/policy-rc.d");
+    let ours = !policy.exists();
+    let script = "printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d";
+    if ours {
+        step::plainly(root::command("sh", "installing packages")?.args(["-c", script]))?;
+    }
+    let mut command = root::command("env", "installing packages")?;
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-qy",
+        "--no-install-recommends",
+        "--no-remove",
+        "install",
+    ]);
+    let installed = step::quietly(&format!("installing {}", packages.join(", ")), command.args(packages), LIMIT);
+    if ours {
+        step::plainly(root::command("rm", "installing packages")?.arg("-f").arg(policy))?;
+    }
+    installed
+}
+
+/// Tries `what` unless it failed a short while ago.
+fn once(key: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
+    let note = place::cache("refused")?.join(key);
+    let recent = |at: SystemTime| at.elapsed().is_ok_and(|age| age < REMEMBER);
+    if let Ok(reason) = fs::read_to_string(&note)
+        && fs::metadata(&note).and_then(|m| m.modified()).is_ok_and(recent)
+    {
+        bail!("{reason} (`cargo xtask setup` tries again)");
+    }
+    what().inspect_err(|error| {
+        fs::write(&note, format!("{error:#}")).ok();
+    })
+}
+
+/// One line of what is missing.
+fn say(line: &str) {
+    eprintln!("  note: {line}");
+}
