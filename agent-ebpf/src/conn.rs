@@ -10,7 +10,10 @@ use crate::{
     emit,
     http1::{self, mode},
     kernel,
-    maps::{CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, NEXT, QUIET, RULES, SERVER, Work, setting},
+    maps::{
+        CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, NEXT, QUIET, RULES, SERVER, Work,
+        setting,
+    },
 };
 
 /// State of a socket that has some.
@@ -18,7 +21,12 @@ use crate::{
 pub fn find(sock: u64) -> Option<*mut Connection> {
     // SAFETY: `sock` is a hook's own argument: the verifier knows its type.
     let found = unsafe {
-        generated::bpf_sk_storage_get((&raw const CONNECTIONS).cast_mut().cast(), sock as *mut _, core::ptr::null_mut(), 0)
+        generated::bpf_sk_storage_get(
+            (&raw const CONNECTIONS).cast_mut().cast(),
+            sock as *mut _,
+            core::ptr::null_mut(),
+            0,
+        )
     };
     if found.is_null() { None } else { Some(found.cast()) }
 }

@@ -2,8 +2,8 @@
 
 use agent_ebpf::{Close, Count, DATA_LIMIT, Flag, Kind, Open, Record};
 use aya_ebpf::{
-    helpers::{bpf_get_current_comm, generated},
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_get_current_comm, generated},
 };
 
 use crate::{
@@ -24,7 +24,8 @@ pub fn count(which: u32) {
 #[inline(always)]
 fn wake_flags() -> u64 {
     // SAFETY: the map is a ring buffer.
-    let waiting = unsafe { generated::bpf_ringbuf_query((&raw const RECORDS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
+    let waiting =
+        unsafe { generated::bpf_ringbuf_query((&raw const RECORDS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
     if waiting > u64::from(setting!(wake_bytes)) { u64::from(BPF_RB_FORCE_WAKEUP) } else { u64::from(BPF_RB_NO_WAKEUP) }
 }
 
@@ -33,7 +34,12 @@ fn wake_flags() -> u64 {
 fn output(data: *const u8, size: u64) -> bool {
     // SAFETY: `data` is map memory with at least `size` bytes: the verifier proves it at load.
     unsafe {
-        generated::bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), data.cast_mut().cast(), size, wake_flags()) == 0
+        generated::bpf_ringbuf_output(
+            (&raw const RECORDS).cast_mut().cast(),
+            data.cast_mut().cast(),
+            size,
+            wake_flags(),
+        ) == 0
     }
 }
 
@@ -58,7 +64,15 @@ fn header(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {
 /// Passes on the first `len` bytes of `work.data`, of which `skip` are repeated. False when the ring
 /// is full.
 #[inline(always)]
-pub fn head(work: &mut Work, connection: &mut Connection, flags: u16, len: u64, skip: u8, message: u64, body: u64) -> bool {
+pub fn head(
+    work: &mut Work,
+    connection: &mut Connection,
+    flags: u16,
+    len: u64,
+    skip: u8,
+    message: u64,
+    body: u64,
+) -> bool {
     if connection.state & OPENED == 0 && !open(work, connection) {
         return false;
     }
@@ -111,7 +125,14 @@ fn open(work: &mut Work, connection: &mut Connection) -> bool {
 
 /// The connection is over.
 #[inline(always)]
-pub fn close(work: &mut Work, connection: &mut Connection, flags: u16, unfinished: [u8; 2], until_close: [u8; 2], responses: u32) {
+pub fn close(
+    work: &mut Work,
+    connection: &mut Connection,
+    flags: u16,
+    unfinished: [u8; 2],
+    until_close: [u8; 2],
+    responses: u32,
+) {
     header(work, connection, Kind::CLOSE, flags);
     work.record.len = size_of::<Close>() as u32;
     let close = (&raw mut work.data).cast::<Close>();

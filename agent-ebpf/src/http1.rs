@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
     conn, emit, kernel,
-    maps::{Connection, Direction, FRESH, OPENED, QUIET, SERVER, SYNCED, HITS, WORK, WORDS, Work},
+    maps::{Connection, Direction, FRESH, HITS, OPENED, QUIET, SERVER, SYNCED, WORDS, WORK, Work},
 };
 
 /// What the next byte of a direction is.
@@ -247,7 +247,11 @@ fn head(work: &mut Work, connection: &mut Connection, context: *mut Context) -> 
     }
     // SAFETY: at + n <= DATA_LIMIT + WINDOW; the helper checks the user's address.
     let failed = unsafe {
-        bpf_probe_read_user((&raw mut work.data).cast::<u8>().add(at as usize).cast(), n as u32, work.pointer as *const _)
+        bpf_probe_read_user(
+            (&raw mut work.data).cast::<u8>().add(at as usize).cast(),
+            n as u32,
+            work.pointer as *const _,
+        )
     };
     if failed != 0 {
         emit::count(Count::UNREADABLE);
@@ -306,7 +310,8 @@ fn begin(work: &mut Work, connection: &mut Connection, n: u64) -> bool {
     let known = if n >= 7 { SEVEN } else { (1u64 << ((n & 7) * 8)) - 1 };
     let response = (first ^ HTTP_1_ANY) & known == 0;
     let outgoing = work.direction != 0;
-    let fits_role = connection.role == 0 || connection.state & OPENED == 0 || ((connection.role == SERVER) == outgoing) == response;
+    let fits_role =
+        connection.role == 0 || connection.state & OPENED == 0 || ((connection.role == SERVER) == outgoing) == response;
     // A single "H" may begin "HEAD" too: the role decides, else the first line.
     let ambiguous = response && n < 2;
     let plausible = if ambiguous {
@@ -835,8 +840,7 @@ fn chunk(work: &mut Work, connection: &mut Connection) -> bool {
         n = 16;
     }
     // SAFETY: 16 bytes fit; the helper checks the user's address.
-    let failed =
-        unsafe { bpf_probe_read_user((&raw mut work.scratch).cast(), n as u32, work.pointer as *const _) };
+    let failed = unsafe { bpf_probe_read_user((&raw mut work.scratch).cast(), n as u32, work.pointer as *const _) };
     if failed != 0 {
         emit::count(Count::UNREADABLE);
         lose(work, connection);

@@ -41,7 +41,9 @@ pub fn is_stream(sock: u64) -> bool {
     if kind != SOCK_STREAM {
         return false;
     }
-    family == AF_UNIX || ((family == AF_INET || family == AF_INET6) && read::<u16>(sock + u64::from(setting!(sk_protocol))) == IPPROTO_TCP)
+    family == AF_UNIX
+        || ((family == AF_INET || family == AF_INET6)
+            && read::<u16>(sock + u64::from(setting!(sk_protocol))) == IPPROTO_TCP)
 }
 
 /// TCP: sequence number of the next byte that the application will receive.

@@ -1,10 +1,7 @@
 //! What runs in the kernel: socket hooks that pass on the heads of HTTP messages and count the rest.
 #![no_std]
 #![no_main]
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "the target has 64-bit words; narrowing is what the ABI asks for"
-)]
+#![allow(clippy::cast_possible_truncation, reason = "the target has 64-bit words; narrowing is what the ABI asks for")]
 
 mod conn;
 mod emit;

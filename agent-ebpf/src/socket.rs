@@ -90,9 +90,8 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
                 // struct msghdr: name, namelen, iov, iovlen (16 and 24 on 64 bits).
                 let mut pair = [0u64; 2];
                 // SAFETY: the helper checks the address.
-                let failed = unsafe {
-                    generated::bpf_probe_read_user((&raw mut pair).cast(), 16, (message + 16) as *const _)
-                };
+                let failed =
+                    unsafe { generated::bpf_probe_read_user((&raw mut pair).cast(), 16, (message + 16) as *const _) };
                 if failed != 0 {
                     emit::count(Count::UNREADABLE);
                     work.readable = 0;

@@ -1,8 +1,31 @@
-//! Exchanges -> per-endpoint access patterns. (Interfaces first; see `SeriesSink`.)
+//! Exchanges -> per-endpoint access patterns. An endpoint is a service, a side, a method and a route.
+//!
+//! Bounds: [`MAX_ENDPOINTS`] endpoints; what comes later is added to one overflow endpoint per side, so
+//! that sums stay right ([`OVERFLOW`]). Per endpoint [`MAX_STATUSES`] statuses and [`MAX_CALLERS`]
+//! callers. About 6 KB each. Nothing is evicted: an inventory must not forget what an attacker floods.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::exchange::{Exchange, Method, Protocol, Scheme, Side};
+use histogram::Histogram;
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
+
+use crate::exchange::{Auth, Exchange, Method, Peer, Protocol, Scheme, Side};
+
+/// Most endpoints that are told apart.
+pub const MAX_ENDPOINTS: usize = 2_000;
+/// Most statuses that are told apart of one endpoint; the rest is counted by its class.
+pub const MAX_STATUSES: usize = 16;
+/// Most callers that are told apart of one endpoint.
+pub const MAX_CALLERS: usize = 64;
+/// Route of the endpoints that did not fit.
+pub const OVERFLOW: &str = "/{overflow}";
+/// Seconds over which the rate is averaged.
+const RATE_SECONDS: usize = 10;
+/// Durations: 2^4 buckets for each power of two, so within 6.25 %, up to 2^43 ns (2.4 hours).
+const DURATION: (u8, u8) = (4, 43);
+/// Sizes: within 25 %, up to 2^40 bytes.
+const SIZE: (u8, u8) = (2, 40);
 
 /// What tells one metric series from another. No client identity and no Host header: attackers
 /// choose them.
@@ -14,9 +37,9 @@ pub struct SeriesKey {
     pub side: Side,
     /// Method.
     pub method: Method,
-    /// Route, `/{overflow}` when the endpoint table is full.
+    /// Route, [`OVERFLOW`] when the endpoint table is full.
     pub route: Arc<str>,
-    /// Where the route came from: `learned`, `typed`, `openapi`, `config`, `overflow`.
+    /// Where the route came from: `typed`, `config`, `overflow`.
     pub route_source: &'static str,
     /// Status code; 0 where no answer came.
     pub status: u16,
@@ -39,4 +62,387 @@ pub trait SeriesSink: Send {
 pub trait Recorder: Send {
     /// Adds one exchange.
     fn record(&self, exchange: &Exchange);
+}
+
+/// All endpoints of this node.
+pub struct Endpoints {
+    index: FxHashMap<Key, usize>,
+    list: Vec<Endpoint>,
+    sink: Option<Box<dyn SeriesSink>>,
+    limit: usize,
+    /// Exchanges that went to an overflow endpoint.
+    pub overflowed: u64,
+}
+
+/// Identity of an endpoint. Services and routes are shared strings: their addresses are compared first.
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct Key {
+    service: Arc<str>,
+    side: Side,
+    method: Method,
+    route: Arc<str>,
+}
+
+struct Endpoint {
+    key: Key,
+    source: &'static str,
+    count: u64,
+    errors: u64,
+    statuses: Vec<Series>,
+    other_statuses: BTreeMap<u16, u64>,
+    auth: [u64; 9],
+    duration: Histogram,
+    request_size: Histogram,
+    response_size: Histogram,
+    request_bytes: u64,
+    response_bytes: u64,
+    callers: FxHashSet<Peer>,
+    other_callers: u64,
+    first_seen: u64,
+    last_seen: u64,
+    rate: [u32; RATE_SECONDS],
+    rate_second: u64,
+}
+
+/// One status (and version, and scheme) of an endpoint.
+struct Series {
+    status: u16,
+    protocol: Protocol,
+    scheme: Scheme,
+    grpc_status: Option<u32>,
+    count: u64,
+    recorder: Option<Box<dyn Recorder>>,
+}
+
+/// An endpoint at one moment, for output.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct EndpointView {
+    /// Service.
+    pub service: String,
+    /// `server` or `client`.
+    pub side: String,
+    /// Method; `_OTHER` is not used here.
+    pub method: String,
+    /// Route.
+    pub route: String,
+    /// Where the route came from.
+    pub route_source: String,
+    /// Exchanges since the start.
+    pub requests: u64,
+    /// Of these, server errors and requests without an answer.
+    pub errors: u64,
+    /// Exchanges a second over the last ten seconds.
+    pub rate: f64,
+    /// Exchanges by status; 0 is no answer.
+    pub statuses: BTreeMap<u16, u64>,
+    /// Exchanges by kind of credential.
+    pub auth: BTreeMap<String, u64>,
+    /// Duration quantiles, ns.
+    pub p50_ns: u64,
+    /// See `p50_ns`.
+    pub p90_ns: u64,
+    /// See `p50_ns`.
+    pub p99_ns: u64,
+    /// Median sizes, bytes.
+    pub request_size_p50: u64,
+    /// See `request_size_p50`.
+    pub response_size_p50: u64,
+    /// Bytes received by the server in all.
+    pub request_bytes: u64,
+    /// Bytes sent by the server in all.
+    pub response_bytes: u64,
+    /// Different callers, by address; a lower bound when it is [`MAX_CALLERS`].
+    pub callers: u64,
+    /// First and last exchange, ns since the epoch.
+    pub first_seen: u64,
+    /// See `first_seen`.
+    pub last_seen: u64,
+}
+
+impl Endpoints {
+    /// None yet. Every exchange also goes to `sink`.
+    #[must_use]
+    pub fn new(limit: usize, sink: Option<Box<dyn SeriesSink>>) -> Self {
+        Self { index: FxHashMap::default(), list: Vec::new(), sink, limit, overflowed: 0 }
+    }
+
+    /// Adds one exchange under its route.
+    pub fn record(&mut self, exchange: &Exchange, route: &Arc<str>, source: &'static str) {
+        let key = Key {
+            service: exchange.service.clone(),
+            side: exchange.side,
+            method: exchange.method.clone(),
+            route: route.clone(),
+        };
+        let at = match self.index.get(&key) {
+            Some(&at) => at,
+            None => self.add(key, source, exchange.ts),
+        };
+        let Some(endpoint) = self.list.get_mut(at) else { return };
+        endpoint.add(exchange, &mut self.sink);
+    }
+
+    fn add(&mut self, key: Key, source: &'static str, ts: u64) -> usize {
+        let (key, source) = if self.list.len() < self.limit {
+            (key, source)
+        } else {
+            self.overflowed += 1;
+            let key = Key {
+                service: "apiscope.overflow".into(),
+                side: key.side,
+                method: Method::Unknown,
+                route: OVERFLOW.into(),
+            };
+            if let Some(&at) = self.index.get(&key) {
+                return at;
+            }
+            (key, "overflow")
+        };
+        let histogram = |(grouping, max): (u8, u8)| Histogram::new(grouping, max).expect("constant and valid");
+        self.list.push(Endpoint {
+            key: key.clone(),
+            source,
+            count: 0,
+            errors: 0,
+            statuses: Vec::new(),
+            other_statuses: BTreeMap::new(),
+            auth: [0; 9],
+            duration: histogram(DURATION),
+            request_size: histogram(SIZE),
+            response_size: histogram(SIZE),
+            request_bytes: 0,
+            response_bytes: 0,
+            callers: FxHashSet::default(),
+            other_callers: 0,
+            first_seen: ts,
+            last_seen: ts,
+            rate: [0; RATE_SECONDS],
+            rate_second: 0,
+        });
+        self.index.insert(key, self.list.len() - 1);
+        self.list.len() - 1
+    }
+
+    /// Endpoints that are told apart.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// True when there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Every endpoint, busiest first. `now` is ns since the epoch.
+    #[must_use]
+    pub fn view(&self, now: u64) -> Vec<EndpointView> {
+        let mut views: Vec<_> = self.list.iter().map(|e| e.view(now)).collect();
+        views.sort_by(|a, b| {
+            b.rate.total_cmp(&a.rate).then(b.requests.cmp(&a.requests)).then_with(|| a.route.cmp(&b.route))
+        });
+        views
+    }
+}
+
+impl Endpoint {
+    fn add(&mut self, exchange: &Exchange, sink: &mut Option<Box<dyn SeriesSink>>) {
+        self.count += 1;
+        self.errors += u64::from(exchange.status == 0 || exchange.status >= 500);
+        self.auth[exchange.auth as usize] += 1;
+        // A value above the range is counted in the highest bucket.
+        let _ = self.duration.increment(exchange.duration_ns.min((1 << DURATION.1) - 1));
+        let _ = self.request_size.increment(exchange.request_bytes.min((1 << SIZE.1) - 1));
+        let _ = self.response_size.increment(exchange.response_bytes.min((1 << SIZE.1) - 1));
+        self.request_bytes += exchange.request_bytes;
+        self.response_bytes += exchange.response_bytes;
+        self.last_seen = self.last_seen.max(exchange.ts);
+        self.first_seen = self.first_seen.min(exchange.ts);
+        self.tick(exchange.ts / 1_000_000_000);
+        self.rate[usize::try_from(self.rate_second).unwrap_or(0) % RATE_SECONDS] += 1;
+        self.caller(&exchange.client);
+        let found = self.statuses.iter_mut().find(|s| {
+            s.status == exchange.status
+                && s.protocol == exchange.protocol
+                && s.scheme == exchange.scheme
+                && s.grpc_status == exchange.grpc_status
+        });
+        let series = match found {
+            Some(series) => series,
+            None => {
+                if self.statuses.len() >= MAX_STATUSES {
+                    *self.other_statuses.entry(exchange.status / 100 * 100).or_default() += 1;
+                    return;
+                }
+                let key = SeriesKey {
+                    service: self.key.service.clone(),
+                    side: self.key.side,
+                    method: self.key.method.clone(),
+                    route: self.key.route.clone(),
+                    route_source: self.source,
+                    status: exchange.status,
+                    scheme: exchange.scheme,
+                    protocol: exchange.protocol,
+                    grpc_status: exchange.grpc_status,
+                };
+                self.statuses.push(Series {
+                    status: exchange.status,
+                    protocol: exchange.protocol,
+                    scheme: exchange.scheme,
+                    grpc_status: exchange.grpc_status,
+                    count: 0,
+                    recorder: sink.as_mut().map(|s| s.open(&key)),
+                });
+                let last = self.statuses.len() - 1;
+                &mut self.statuses[last]
+            }
+        };
+        series.count += 1;
+        if let Some(recorder) = &series.recorder {
+            recorder.record(exchange);
+        }
+    }
+
+    /// Notes who asked, by host: ports change with each connection.
+    fn caller(&mut self, client: &Peer) {
+        let host = match client {
+            Peer::Ip(address) => Peer::Ip(std::net::SocketAddr::new(address.ip(), 0)),
+            other => other.clone(),
+        };
+        if !self.callers.contains(&host) {
+            if self.callers.len() < MAX_CALLERS {
+                self.callers.insert(host);
+            } else {
+                self.other_callers += 1;
+            }
+        }
+    }
+
+    /// Moves the window of the rate on to `second`.
+    fn tick(&mut self, second: u64) {
+        if second <= self.rate_second {
+            return;
+        }
+        for passed in self.rate_second + 1..=second.min(self.rate_second + RATE_SECONDS as u64) {
+            self.rate[usize::try_from(passed).unwrap_or(0) % RATE_SECONDS] = 0;
+        }
+        if second - self.rate_second > RATE_SECONDS as u64 {
+            self.rate = [0; RATE_SECONDS];
+        }
+        self.rate_second = second;
+    }
+
+    fn view(&self, now: u64) -> EndpointView {
+        let second = now / 1_000_000_000;
+        // Seconds of the window that are over and still counted.
+        let rate = (0..RATE_SECONDS as u64)
+            .filter_map(|back| self.rate_second.checked_sub(back))
+            .filter(|s| second.saturating_sub(*s) < RATE_SECONDS as u64)
+            .map(|s| f64::from(self.rate[usize::try_from(s).unwrap_or(0) % RATE_SECONDS]))
+            .sum::<f64>()
+            / RATE_SECONDS as f64;
+        let mut statuses = self.other_statuses.clone();
+        for series in &self.statuses {
+            *statuses.entry(series.status).or_default() += series.count;
+        }
+        let [p50, p90, p99] = quantiles(&self.duration, [0.5, 0.9, 0.99]);
+        EndpointView {
+            service: self.key.service.to_string(),
+            side: self.key.side.name().into(),
+            method: self.key.method.as_str().into(),
+            route: self.key.route.to_string(),
+            route_source: self.source.into(),
+            requests: self.count,
+            errors: self.errors,
+            rate,
+            statuses,
+            auth: AUTHS.iter().map(|a| (a.name().to_owned(), self.auth[*a as usize])).filter(|(_, n)| *n > 0).collect(),
+            p50_ns: p50,
+            p90_ns: p90,
+            p99_ns: p99,
+            request_size_p50: quantiles(&self.request_size, [0.5])[0],
+            response_size_p50: quantiles(&self.response_size, [0.5])[0],
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            callers: self.callers.len() as u64,
+            first_seen: self.first_seen,
+            last_seen: self.last_seen,
+        }
+    }
+}
+
+const AUTHS: [Auth; 9] = [
+    Auth::None,
+    Auth::Basic,
+    Auth::Bearer,
+    Auth::ApiKey,
+    Auth::Cookie,
+    Auth::Digest,
+    Auth::Negotiate,
+    Auth::Mtls,
+    Auth::Other,
+];
+
+/// Upper ends of the buckets in which the quantiles lie; 0 for an empty histogram.
+fn quantiles<const N: usize>(histogram: &Histogram, wanted: [f64; N]) -> [u64; N] {
+    let total: u64 = histogram.as_slice().iter().sum();
+    wanted.map(|q| {
+        let mut left = (total as f64 * q).ceil() as u64;
+        for bucket in histogram.into_iter().filter(|b| b.count() > 0) {
+            if bucket.count() >= left {
+                return bucket.end();
+            }
+            left -= bucket.count();
+        }
+        0
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchange(status: u16, ts: u64) -> Exchange {
+        Exchange {
+            service: "s".into(),
+            method: Method::Get,
+            status,
+            ts,
+            duration_ns: 1_000_000,
+            request_bytes: 10,
+            ..Exchange::default()
+        }
+    }
+
+    #[test]
+    fn sums_are_right_even_in_overflow() {
+        let mut endpoints = Endpoints::new(3, None);
+        for i in 0..10_u64 {
+            let route: Arc<str> = format!("/r{i}").into();
+            endpoints.record(&exchange(200, i), &route, "typed");
+            endpoints.record(&exchange(500, i), &route, "typed");
+        }
+        let view = endpoints.view(0);
+        assert_eq!(view.len(), 4);
+        assert_eq!(view.iter().map(|e| e.requests).sum::<u64>(), 20);
+        assert_eq!(view.iter().map(|e| e.errors).sum::<u64>(), 10);
+        assert_eq!(view.iter().find(|e| e.route == OVERFLOW).map(|e| e.requests), Some(14));
+    }
+
+    #[test]
+    fn quantiles_and_rate() {
+        let mut endpoints = Endpoints::new(10, None);
+        let route: Arc<str> = "/a".into();
+        for i in 0..100_u64 {
+            let mut e = exchange(200, 5_000_000_000 + i * 50_000_000);
+            e.duration_ns = (i + 1) * 1_000_000;
+            endpoints.record(&e, &route, "typed");
+        }
+        let view = &endpoints.view(10_000_000_000)[0];
+        assert!((47_000_000..55_000_000).contains(&view.p50_ns), "{}", view.p50_ns);
+        assert!((93_000_000..107_000_000).contains(&view.p99_ns), "{}", view.p99_ns);
+        assert!((view.rate - 10.0).abs() < 0.01, "{}", view.rate);
+        assert!(endpoints.view(60_000_000_000)[0].rate.abs() < 0.01);
+    }
 }

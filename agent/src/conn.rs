@@ -366,7 +366,11 @@ impl Connections {
             client: client.clone(),
             server: server.clone(),
             scheme: Scheme::Http,
-            protocol: if answered || request.protocol == Protocol::Http10 { request.protocol } else { Protocol::Http11 },
+            protocol: if answered || request.protocol == Protocol::Http10 {
+                request.protocol
+            } else {
+                Protocol::Http11
+            },
             tls_version: None,
             end,
             attribution: Attribution::Socket,
@@ -398,7 +402,8 @@ impl Connections {
             return;
         };
         let Some((_, mut exchange)) = self.held.remove(i) else { return };
-        if server.end == End::Reset || (server.end == End::Complete && server.response_bytes == exchange.response_bytes) {
+        if server.end == End::Reset || (server.end == End::Complete && server.response_bytes == exchange.response_bytes)
+        {
             exchange.end = server.end;
         }
         outside.exchange(&exchange);

@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn a_head_without_its_repeated_bytes() {
-        let record = Record { kind: Kind::HEAD, skip: 2, flags: Flag::LAST | Flag::SENT, len: 5, conn: 9, ..Record::default() };
+        let record =
+            Record { kind: Kind::HEAD, skip: 2, flags: Flag::LAST | Flag::SENT, len: 5, conn: 9, ..Record::default() };
         let mut wire = bytes(&record);
         wire.extend_from_slice(b"abcde-not-mine");
         let event = parse(&wire).expect("good");

@@ -107,7 +107,8 @@ fn read_some(path: &str) -> Vec<u8> {
 /// Name of the script, module or archive that an interpreter runs.
 fn script(exe: &str, arguments: &[u8]) -> Option<String> {
     let interpreter = Path::new(exe).file_name()?.to_str()?.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-    let arguments: Vec<&str> = arguments.split(|&b| b == 0).skip(1).filter_map(|a| std::str::from_utf8(a).ok()).collect();
+    let arguments: Vec<&str> =
+        arguments.split(|&b| b == 0).skip(1).filter_map(|a| std::str::from_utf8(a).ok()).collect();
     let stem = |path: &str| Path::new(path).file_stem().map(|s| s.to_string_lossy().into_owned());
     match interpreter {
         "python" | "pypy" => {

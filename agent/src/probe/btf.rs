@@ -31,8 +31,9 @@ impl Btf {
     /// # Errors
     /// The file is absent (`CONFIG_DEBUG_INFO_BTF` is off), unreadable, or not BTF.
     pub fn from_kernel() -> anyhow::Result<Self> {
-        let bytes = std::fs::read(PATH)
-            .with_context(|| format!("the kernel publishes no type information ({PATH}): it needs CONFIG_DEBUG_INFO_BTF"))?;
+        let bytes = std::fs::read(PATH).with_context(|| {
+            format!("the kernel publishes no type information ({PATH}): it needs CONFIG_DEBUG_INFO_BTF")
+        })?;
         Self::parse(bytes)
     }
 
@@ -165,8 +166,12 @@ mod tests {
     #[test]
     fn finds_members_of_this_kernel() {
         let btf = Btf::from_kernel().expect("this kernel has BTF");
-        let [family, num, port, absent] =
-            btf.offsets(["sock.__sk_common.skc_family", "sock.__sk_common.skc_num", "sock_common.skc_dport", "sock.no_such"]);
+        let [family, num, port, absent] = btf.offsets([
+            "sock.__sk_common.skc_family",
+            "sock.__sk_common.skc_num",
+            "sock_common.skc_dport",
+            "sock.no_such",
+        ]);
         assert_eq!((family, num, port, absent), (Some(16), Some(14), Some(12), None));
         assert_eq!(btf.has_tracepoints(["inet_sock_set_state", "no_such"]), [true, false]);
     }

@@ -1,5 +1,7 @@
 //! Loads and attaches the eBPF programs.
 
+use std::os::fd::AsFd as _;
+
 use agent_ebpf::{Count, Settings};
 use anyhow::{Context as _, bail};
 use aya::{
@@ -8,7 +10,7 @@ use aya::{
     programs::BtfTracePoint,
 };
 
-use super::btf::Btf;
+use super::{btf::Btf, ring::Reader};
 
 /// The object that `cargo xtask build --ebpf` makes of `agent-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../agent-ebpf/apiscope.bpf.o");
@@ -102,7 +104,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Names what the kernel or the privileges lack.
-    pub fn start(wanted: Wanted) -> anyhow::Result<(Self, RingBuf<MapData>)> {
+    pub fn start(wanted: Wanted) -> anyhow::Result<(Self, Reader)> {
         let types = Btf::from_kernel()?;
         let present = types.has_tracepoints(SOCKET_DOOR.map(|(_, tracepoint)| tracepoint));
         if let Some(((_, name), _)) = SOCKET_DOOR.iter().zip(present).find(|(_, present)| !present) {
@@ -143,7 +145,7 @@ impl Kernel {
                 kernel.ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
             p.attach().with_context(|| format!("failed to attach {program}"))?;
         }
-        Ok((kernel, ring))
+        Ok((kernel, Reader::new(ring)))
     }
 
     /// The kernel side's counters, added over CPUs.
@@ -165,6 +167,17 @@ impl Kernel {
                 Some((name.clone(), info.run_count(), u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX)))
             })
             .collect()
+    }
+
+    /// Runs that the kernel skipped because the same program ran on that CPU already.
+    pub fn missed(&self) -> u64 {
+        self.programs
+            .iter()
+            .filter_map(|name| {
+                let p: &BtfTracePoint = self.ebpf.program(name)?.try_into().ok()?;
+                super::info::recursion_misses(p.fd().ok()?.as_fd())
+            })
+            .sum()
     }
 
     /// Leaves a process alone from now on. False when the table is full.

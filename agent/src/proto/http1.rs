@@ -225,7 +225,11 @@ fn traceparent(value: &[u8]) -> Option<TraceContext> {
     let trace_id = unhex(parts.next()?)?;
     let parent_id = unhex(parts.next()?)?;
     let [flags] = unhex(parts.next()?)?;
-    (trace_id != [0; 16] && parent_id != [0; 8]).then_some(TraceContext { trace_id, parent_id, sampled: flags & 1 != 0 })
+    (trace_id != [0; 16] && parent_id != [0; 8]).then_some(TraceContext {
+        trace_id,
+        parent_id,
+        sampled: flags & 1 != 0,
+    })
 }
 
 #[cfg(test)]
@@ -246,19 +250,25 @@ mod tests {
 
     #[test]
     fn every_form_of_target() {
-        let path = |target: &str| request(format!("GET {target} HTTP/1.0\n\n").as_bytes()).map(|r| r.path.into_string());
+        let path =
+            |target: &str| request(format!("GET {target} HTTP/1.0\n\n").as_bytes()).map(|r| r.path.into_string());
         assert_eq!(path("http://user:pw@h.test/absolute?q=1").as_deref(), Some("/absolute"));
         assert_eq!(path("http://h.test").as_deref(), Some("/"));
         assert_eq!(path("http://h.test?x=1").as_deref(), Some("/"));
         assert_eq!(path("*").as_deref(), Some("*"));
         assert_eq!(path("db.internal:443").as_deref(), Some("db.internal:443"));
         assert_eq!(path("/a?url=http://x/y").as_deref(), Some("/a"));
-        assert_eq!(request(b"GET /\xff\xfe/x HTTP/1.1\r\n\r\n").map(|r| r.path.into_string()).as_deref(), Some("/%FF%FE/x"));
+        assert_eq!(
+            request(b"GET /\xff\xfe/x HTTP/1.1\r\n\r\n").map(|r| r.path.into_string()).as_deref(),
+            Some("/%FF%FE/x")
+        );
     }
 
     #[test]
     fn what_is_no_head() {
-        for head in [&b"GETTING nowhere\r\n"[..], b"", b" / HTTP/1.1\r\n", b"GET / HTTP/2.0\r\n", b"HTTP/1.1 200 OK\r\n"] {
+        for head in
+            [&b"GETTING nowhere\r\n"[..], b"", b" / HTTP/1.1\r\n", b"GET / HTTP/2.0\r\n", b"HTTP/1.1 200 OK\r\n"]
+        {
             assert_eq!(request(head), None, "{head:?}");
         }
         for head in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"HTTP/1.1 2x0 OK\r\n", b"HTTP/1.1\r\n"] {
@@ -268,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_usual_response() {
-        let r = response(b"HTTP/1.1 404 Not Found\r\nContent-Type: Application/JSON; charset=x\r\n\r\n").expect("a response");
+        let r = response(b"HTTP/1.1 404 Not Found\r\nContent-Type: Application/JSON; charset=x\r\n\r\n")
+            .expect("a response");
         assert_eq!((r.status, r.media_type.as_deref()), (404, Some("application/json")));
     }
 

@@ -1,0 +1,472 @@
+//! One configuration, parsed once: a TOML file, then `APISCOPE_*` variables, then flags (the command
+//! line applies the last two). Unknown keys are refused, with the nearest known one named.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::exchange::{PathForm, Peer, Side};
+
+/// Read when no file is named, if it exists.
+pub const DEFAULT_FILE: &str = "/etc/apiscope/config.toml";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What is traced.
+    pub capture: Capture,
+    /// Names of services, before what processes say themselves; first match first.
+    pub service: Vec<ServiceRule>,
+    /// Routes.
+    pub routes: RouteConfig,
+    /// Bounds.
+    pub limits: Limits,
+    /// The agent's own socket and output.
+    pub agent: Agent,
+}
+
+/// What is traced.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capture {
+    /// Ends to trace.
+    pub sides: Sides,
+    /// How paths are written in recordings.
+    pub path: PathSetting,
+    /// With any include rule, only what matches one is traced.
+    pub include: Vec<Rule>,
+    /// What matches one of these is not traced; they come before the include rules.
+    pub exclude: Vec<Rule>,
+}
+
+/// Ends of connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sides {
+    /// Requests that are received and requests that are sent.
+    #[default]
+    Both,
+    /// Requests that are received.
+    Server,
+    /// Requests that are sent.
+    Client,
+}
+
+/// See [`PathForm`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the same as in PathForm")]
+pub enum PathSetting {
+    #[default]
+    Template,
+    Hmac,
+    Raw,
+}
+
+/// A rule matches when all that it names match.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rule {
+    /// Executable: a path in which `*` stands for any characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// Name of the process, as `ps` shows it; `*` as above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Port of either end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Address of the other end, or a network: `10.0.0.0/8`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Network>,
+    /// `server` or `client`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub side: Option<Sides>,
+}
+
+/// Gives a service its name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceRule {
+    /// The name.
+    pub name: String,
+    /// Executable, as in [`Rule`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// Name of the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    /// Port that the service listens on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// Routes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouteConfig {
+    /// Templates that come before what is found: `/files/{name}`.
+    pub patterns: Vec<String>,
+}
+
+/// Bounds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Endpoints that are told apart; the rest is one overflow endpoint.
+    pub endpoints: usize,
+    /// Bytes of the ring between kernel and agent: a power of two, 64 KiB to 256 MiB.
+    pub ring_bytes: u32,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// Where `top` and `doctor` find the agent.
+    pub socket: PathBuf,
+    /// Seconds between two outputs in a pipe.
+    pub interval_s: u64,
+}
+
+/// An address or a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self { sides: Sides::Both, path: PathSetting::Template, include: Vec::new(), exclude: Vec::new() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { endpoints: crate::aggregate::MAX_ENDPOINTS, ring_bytes: 8 << 20 }
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { socket: "/run/apiscope/agent.sock".into(), interval_s: 10 }
+    }
+}
+
+impl From<PathSetting> for PathForm {
+    fn from(setting: PathSetting) -> Self {
+        match setting {
+            PathSetting::Template => Self::Template,
+            PathSetting::Hmac => Self::Hmac,
+            PathSetting::Raw => Self::Raw,
+        }
+    }
+}
+
+impl Sides {
+    /// Is this end to be traced?
+    #[must_use]
+    pub fn has(self, side: Side) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Server => side == Side::Server,
+            Self::Client => side == Side::Client,
+        }
+    }
+}
+
+impl std::str::FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no address or network, such as 10.0.0.7 or 10.0.0.0/8");
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits.parse().map_err(|_| wrong())?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.unwrap_or(most);
+        if bits > most { Err(wrong()) } else { Ok(Self { address, bits }) }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Network {
+    /// Does it hold this address?
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
+                (a.to_bits() ^ b.to_bits()) & mask == 0
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
+                (a.to_bits() ^ b.to_bits()) & mask == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a rule is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Executable; empty where unknown.
+    pub exe: &'a str,
+    /// Name of the process.
+    pub name: &'a str,
+    /// Process.
+    pub pid: u32,
+    /// This end.
+    pub local: &'a Peer,
+    /// The other end.
+    pub remote: &'a Peer,
+}
+
+fn port(peer: &Peer) -> Option<u16> {
+    match peer {
+        Peer::Ip(a) => Some(a.port()),
+        _ => None,
+    }
+}
+
+impl Rule {
+    /// True when the rule names only what a process is, so that the whole process can be left alone.
+    #[must_use]
+    pub fn is_about_process(&self) -> bool {
+        self.port.is_none() && self.address.is_none() && self.side.is_none()
+    }
+
+    /// Does everything match that the rule names? Sides are not known when a connection opens: a rule
+    /// with a side matches later.
+    #[must_use]
+    pub fn matches(&self, subject: Subject<'_>, side: Option<Side>) -> bool {
+        let named = self.exe.is_some()
+            || self.name.is_some()
+            || self.pid.is_some()
+            || self.port.is_some()
+            || self.address.is_some()
+            || self.side.is_some();
+        named
+            && self.exe.as_deref().is_none_or(|p| glob(p, subject.exe))
+            && self.name.as_deref().is_none_or(|p| glob(p, subject.name))
+            && self.pid.is_none_or(|p| p == subject.pid)
+            && self.port.is_none_or(|p| port(subject.local) == Some(p) || port(subject.remote) == Some(p))
+            && self.address.is_none_or(|n| matches!(subject.remote, Peer::Ip(a) if n.contains(a.ip())))
+            && self.side.is_none_or(|s| side.is_some_and(|side| s.has(side)))
+    }
+}
+
+impl Capture {
+    /// Is this connection to be traced?
+    #[must_use]
+    pub fn wants(&self, subject: Subject<'_>, side: Option<Side>) -> bool {
+        !self.exclude.iter().any(|r| r.matches(subject, side))
+            && (self.include.is_empty()
+                || self.include.iter().any(|r| r.matches(subject, side) || (side.is_none() && r.side.is_some())))
+    }
+
+    /// Is the whole process left out?
+    #[must_use]
+    pub fn excludes_process(&self, subject: Subject<'_>) -> bool {
+        self.exclude.iter().any(|r| r.is_about_process() && r.matches(subject, None))
+    }
+}
+
+impl ServiceRule {
+    /// Does this rule name the service at the local end?
+    #[must_use]
+    pub fn matches(&self, subject: Subject<'_>) -> bool {
+        (self.exe.is_some() || self.process.is_some() || self.port.is_some())
+            && self.exe.as_deref().is_none_or(|p| glob(p, subject.exe))
+            && self.process.as_deref().is_none_or(|p| glob(p, subject.name))
+            && self.port.is_none_or(|p| port(subject.local) == Some(p))
+    }
+}
+
+/// Matches `*` as any characters.
+fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+impl Config {
+    /// Reads a file; without one, the default file if it exists.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, has an unknown key or a value out of bounds.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let path = match file {
+            Some(path) => path,
+            None if Path::new(DEFAULT_FILE).exists() => Path::new(DEFAULT_FILE),
+            None => return Ok(Self::default()),
+        };
+        let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{} is not valid", path.display()))
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| {
+            let message = e.to_string();
+            match suggestion(&message) {
+                Some(known) => anyhow::anyhow!("{}\nhint: did you mean `{known}`?", message.trim_end()),
+                None => anyhow::anyhow!("{}", message.trim_end()),
+            }
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Holds values against their bounds.
+    ///
+    /// # Errors
+    /// Names the key and what it may be.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let ring = self.limits.ring_bytes;
+        if !ring.is_power_of_two() || !(64 << 10..=256 << 20).contains(&ring) {
+            bail!("limits.ring_bytes is {ring}: it must be a power of two from 65536 to 268435456");
+        }
+        if self.limits.endpoints == 0 || self.limits.endpoints > 1_000_000 {
+            bail!("limits.endpoints is {}: it must be from 1 to 1000000", self.limits.endpoints);
+        }
+        if self.agent.interval_s == 0 {
+            bail!("agent.interval_s is 0: it must be at least 1");
+        }
+        if let Some(pattern) = self.routes.patterns.iter().find(|p| !p.starts_with('/')) {
+            bail!("routes.patterns has `{pattern}`: a route begins with /");
+        }
+        Ok(())
+    }
+
+    /// Every setting with its value, as a file that reads back the same.
+    #[must_use]
+    pub fn print(&self) -> String {
+        let text = toml::to_string_pretty(self).unwrap_or_default();
+        format!("{HELP}\n{text}")
+    }
+}
+
+const HELP: &str = "\
+# apiscope's configuration. Flags come before APISCOPE_* variables, these before this file.
+# OpenTelemetry is configured by the standard OTEL_* variables.
+#
+# capture.sides    both | server | client
+# capture.path     template | hmac | raw: how recordings (--exchanges) write paths
+# [[capture.include]] / [[capture.exclude]]
+#                  exe, name (with *), pid, port, address (10.0.0.0/8), side; all named must match
+# [[service]]      name, and exe, process or port: names a service
+# routes.patterns  [\"/files/{name}\"]: routes that come before what is found
+# limits.*         bounds of memory
+# agent.socket     where `apiscope top` finds the agent
+# agent.interval_s seconds between two outputs in a pipe
+";
+
+/// The known key nearest to the unknown one that an error of serde's names.
+fn suggestion(message: &str) -> Option<String> {
+    let rest = message.split("unknown field `").nth(1)?;
+    let (unknown, rest) = rest.split_once('`')?;
+    let known = rest.split('`').skip(1).step_by(2);
+    known
+        .map(|k| (strsim::damerau_levenshtein(k, unknown), k))
+        .filter(|(distance, k)| *distance <= 1 + k.len() / 3)
+        .min()
+        .map(|(_, k)| k.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printed_and_read_again() {
+        let mut config = Config::default();
+        config
+            .capture
+            .exclude
+            .push(Rule { address: Some("10.0.0.0/8".parse().expect("a network")), ..Rule::default() });
+        config.service.push(ServiceRule { name: "shop".into(), exe: None, process: None, port: Some(80) });
+        assert_eq!(Config::parse(&config.print()).expect("valid"), config);
+        assert_eq!(Config::parse(&Config::default().print()).expect("valid"), Config::default());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest() {
+        let error = Config::parse("[capture]\nsidse = \"server\"\n").expect_err("unknown").to_string();
+        assert!(error.contains("line 2") && error.contains("did you mean `sides`"), "{error}");
+        for bad in [
+            "[limits]\nring_bytes = 5",
+            "[agent]\ninterval_s = 0",
+            "[[capture.exclude]]\naddress = \"10/99\"",
+            "[routes]\npatterns = [\"x\"]",
+            "=",
+        ] {
+            assert!(Config::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rules() {
+        let (local, remote) = (Peer::parse("127.0.0.1:80"), Peer::parse("10.1.2.3:5555"));
+        let subject = Subject { exe: "/usr/sbin/nginx", name: "nginx", pid: 7, local: &local, remote: &remote };
+        let capture = |text: &str| Config::parse(text).expect("valid").capture;
+        assert!(!capture("[[capture.exclude]]\nexe = \"*/nginx\"").wants(subject, None));
+        assert!(capture("[[capture.exclude]]\nexe = \"*/nginx\"\nport = 81").wants(subject, None));
+        assert!(!capture("[[capture.exclude]]\naddress = \"10.0.0.0/8\"").wants(subject, None));
+        assert!(!capture("[[capture.include]]\nport = 443").wants(subject, None));
+        assert!(capture("[[capture.include]]\nname = \"ng*x\"").wants(subject, None));
+        let server_only = capture("[[capture.exclude]]\nside = \"client\"");
+        assert!(server_only.wants(subject, None) && !server_only.wants(subject, Some(Side::Client)));
+        assert!(capture("[[capture.exclude]]").wants(subject, None), "an empty rule matches nothing");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(text in ".{0,200}", pattern in "[a*]{0,6}", subject in "[ab]{0,8}") {
+            let _ = Config::parse(&text);
+            let _ = glob(&pattern, &subject);
+        }
+    }
+}

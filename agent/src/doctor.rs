@@ -1,0 +1,366 @@
+//! `apiscope doctor`: what this kernel, these privileges and these processes allow; which hook is used
+//! and why; which process's TLS is or is not read. Facts are collected here, judged by [`Report::judge`],
+//! drawn by [`Report::text`].
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde::Serialize;
+
+use crate::{local, probe::btf::Btf};
+
+/// Most processes that are listed.
+const MAX_PROCESSES: usize = 512;
+
+/// What was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Can plaintext traffic be captured at all?
+    pub can_capture: bool,
+    /// The hook that is used.
+    pub door: Option<String>,
+    /// Checks, in order.
+    pub checks: Vec<Check>,
+    /// Hooks, in the order in which they are tried.
+    pub doors: Vec<Door>,
+    /// Processes with a TLS library.
+    pub tls: Vec<TlsProcess>,
+}
+
+/// One fact and what it means.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// Good, or at least no obstacle.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// A way into the kernel.
+#[derive(Debug, Clone, Serialize)]
+pub struct Door {
+    /// Its name.
+    pub name: String,
+    /// It is the one that is used.
+    pub chosen: bool,
+    /// Why, or why not.
+    pub why: String,
+}
+
+/// A process that carries TLS.
+#[derive(Debug, Clone, Serialize)]
+pub struct TlsProcess {
+    /// Process.
+    pub pid: u32,
+    /// Executable.
+    pub exe: String,
+    /// Library.
+    pub library: String,
+    /// Its plaintext is read.
+    pub covered: bool,
+    /// Why not.
+    pub why: String,
+}
+
+/// What the judgement rests on.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// `uname -r`.
+    pub kernel: String,
+    /// Effective capabilities.
+    pub capabilities: u64,
+    /// The kernel's types, or why they cannot be read; then whether each tracepoint is there.
+    pub tracepoints: Result<[bool; 4], String>,
+    /// Members that the programs need and the types lack.
+    pub offsets: Result<(), String>,
+    /// Content of `/sys/kernel/security/lockdown`.
+    pub lockdown: Option<String>,
+    /// Content of `/proc/sys/net/core/bpf_jit_enable`.
+    pub jit: Option<String>,
+    /// An agent that answers.
+    pub agent: Option<String>,
+    /// A configured collector and whether it can be reached.
+    pub collector: Option<(String, Result<(), String>)>,
+    /// The kernel has kprobes.
+    pub kprobes: bool,
+}
+
+const TRACEPOINTS: [&str; 4] = ["sock_send_length", "sock_recv_length", "inet_sock_set_state", "tcp_destroy_sock"];
+const SYS_ADMIN: u32 = 21;
+const BPF: u32 = 39;
+const PERFMON: u32 = 38;
+const SYS_PTRACE: u32 = 19;
+
+/// Looks at this machine.
+#[must_use]
+pub fn examine() -> Report {
+    let mut report = Report::judge(&facts());
+    report.tls = tls_processes(Path::new("/proc"));
+    report
+}
+
+fn facts() -> Facts {
+    let read = |path: &str| fs::read_to_string(path).ok().map(|s| s.trim().to_owned());
+    let btf = Btf::from_kernel();
+    let wanted = crate::probe::load::Wanted { server: true, client: true, ring_bytes: 1 << 20 };
+    let status = read("/proc/self/status").unwrap_or_default();
+    let capabilities =
+        status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|v| u64::from_str_radix(v.trim(), 16).ok());
+    let socket = crate::config::Config::load(None).unwrap_or_default().agent.socket;
+    Facts {
+        kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        capabilities: capabilities.unwrap_or(0),
+        tracepoints: btf.as_ref().map(|b| b.has_tracepoints(TRACEPOINTS)).map_err(|e| format!("{e:#}")),
+        offsets: btf
+            .as_ref()
+            .map_err(|e| format!("{e:#}"))
+            .and_then(|b| crate::probe::load::settings(b, wanted).map(|_| ()).map_err(|e| format!("{e:#}"))),
+        lockdown: read("/sys/kernel/security/lockdown"),
+        jit: read("/proc/sys/net/core/bpf_jit_enable"),
+        agent: local::snapshot(&socket).ok().map(|s| format!("apiscope {} answers at {}", s.version, socket.display())),
+        collector: collector(),
+        kprobes: read("/proc/kallsyms").is_some_and(|s| s.contains(" register_kprobe\n")),
+    }
+}
+
+/// The configured collector, and whether something listens there.
+fn collector() -> Option<(String, Result<(), String>)> {
+    let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|e| !e.is_empty())?;
+    let rest = endpoint.split("://").last().unwrap_or(&endpoint);
+    let host = rest.split('/').next().unwrap_or(rest);
+    let tls = endpoint.starts_with("https");
+    let address = if host.rsplit(':').next().is_some_and(|p| p.parse::<u16>().is_ok()) {
+        host.to_owned()
+    } else {
+        format!("{host}:{}", if tls { 443 } else { 80 })
+    };
+    let reached = std::net::ToSocketAddrs::to_socket_addrs(&address)
+        .map_err(|e| e.to_string())
+        .and_then(|mut all| all.next().ok_or_else(|| "the name has no address".to_owned()))
+        .and_then(|a| {
+            std::net::TcpStream::connect_timeout(&a, std::time::Duration::from_secs(2)).map_err(|e| e.to_string())
+        })
+        .map(|_| ());
+    Some((endpoint, reached))
+}
+
+impl Report {
+    /// Judges facts.
+    #[must_use]
+    pub fn judge(facts: &Facts) -> Self {
+        let mut report = Self::default();
+        let mut check = |name: &str, ok: bool, found: String, remedy: Option<&str>| {
+            report.checks.push(Check { name: name.into(), ok, found, remedy: remedy.map(Into::into) });
+        };
+        check("kernel", true, facts.kernel.clone(), None);
+        let has = |bit: u32| facts.capabilities >> bit & 1 != 0;
+        let may_load = has(SYS_ADMIN) || (has(BPF) && has(PERFMON));
+        check(
+            "privileges to load programs",
+            may_load,
+            if may_load { "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN".into() } else { "missing".into() },
+            (!may_load).then_some("run as root, or give CAP_BPF and CAP_PERFMON"),
+        );
+        let may_look = has(SYS_PTRACE) || has(SYS_ADMIN);
+        check(
+            "privilege to name other users' processes",
+            may_look,
+            if may_look {
+                "CAP_SYS_PTRACE".into()
+            } else {
+                "missing: services are named by the kernel's short name".into()
+            },
+            (!may_look).then_some("give CAP_SYS_PTRACE"),
+        );
+        match &facts.tracepoints {
+            Ok(_) => check("kernel types (BTF)", true, crate::probe::btf::PATH.into(), None),
+            Err(e) => check("kernel types (BTF)", false, e.clone(), Some("use a kernel with CONFIG_DEBUG_INFO_BTF=y")),
+        }
+        if facts.tracepoints.is_ok() {
+            match &facts.offsets {
+                Ok(()) => check("members of kernel structs", true, "all found".into(), None),
+                Err(e) => {
+                    check("members of kernel structs", false, e.clone(), Some("report this kernel to the project"))
+                }
+            }
+        }
+        if let Some(lockdown) = &facts.lockdown {
+            let strict = lockdown.contains("[confidentiality]");
+            check(
+                "lockdown",
+                !strict,
+                lockdown.clone(),
+                strict.then_some("lockdown=confidentiality forbids reading memory: use integrity"),
+            );
+        }
+        if let Some(jit) = &facts.jit {
+            let on = jit != "0";
+            check(
+                "eBPF compiler",
+                on,
+                if on { "on".into() } else { "off: programs are interpreted".into() },
+                (!on).then_some("sysctl net.core.bpf_jit_enable=1"),
+            );
+        }
+        if let Some(agent) = &facts.agent {
+            check("running agent", true, agent.clone(), None);
+        }
+        match &facts.collector {
+            None => check("collector", true, "none configured (OTEL_EXPORTER_OTLP_ENDPOINT)".into(), None),
+            Some((endpoint, Ok(()))) => check("collector", true, format!("{endpoint} can be reached"), None),
+            Some((endpoint, Err(e))) => check(
+                "collector",
+                false,
+                format!("{endpoint}: {e}"),
+                Some("start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT"),
+            ),
+        }
+        let present = facts.tracepoints.as_ref().is_ok_and(|t| t.iter().all(|p| *p));
+        let usable = present && may_load && facts.offsets.is_ok();
+        let why = match &facts.tracepoints {
+            Ok(all) if present => {
+                let _ = all;
+                if usable {
+                    "one run for each message, no other system call touched".into()
+                } else {
+                    "the kernel has it, the privileges or types do not allow it".into()
+                }
+            }
+            Ok(all) => {
+                let missing: Vec<_> = TRACEPOINTS.iter().zip(all).filter(|(_, p)| !**p).map(|(n, _)| *n).collect();
+                format!("this kernel has no tracepoint {} (Linux 6.3 and later have it)", missing.join(", "))
+            }
+            Err(e) => e.clone(),
+        };
+        report.doors = vec![
+            Door { name: "tp_btf: sock_send_length, sock_recv_length".into(), chosen: usable, why },
+            Door { name: "fexit: tcp_sendmsg, tcp_recvmsg".into(), chosen: false, why: "not in this version".into() },
+            Door {
+                name: "kprobe: tcp_sendmsg, tcp_recvmsg".into(),
+                chosen: false,
+                why: if facts.kprobes {
+                    "not in this version".into()
+                } else {
+                    "this kernel has no kprobes, and not in this version".into()
+                },
+            },
+        ];
+        report.can_capture = usable;
+        report.door = usable.then(|| "tp_btf".into());
+        report
+    }
+
+    /// The report for a person.
+    #[must_use]
+    pub fn text(&self, colour: bool) -> String {
+        let paint =
+            |code: &str, text: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+        let mut out = String::new();
+        for check in &self.checks {
+            let mark = if check.ok { paint("32", "ok  ") } else { paint("1;31", "LACK") };
+            out += &format!("{mark} {}: {}\n", check.name, check.found);
+            if let Some(remedy) = &check.remedy {
+                out += &format!("     -> {remedy}\n");
+            }
+        }
+        out += "\nhooks, in the order in which they are tried\n";
+        for door in &self.doors {
+            out += &format!(
+                "{} {}: {}\n",
+                if door.chosen { paint("32", "used") } else { "  - ".into() },
+                door.name,
+                door.why
+            );
+        }
+        out += &format!("\nprocesses with TLS: {}\n", if self.tls.is_empty() { "none found" } else { "" });
+        for p in &self.tls {
+            let covered = if p.covered { paint("32", "read") } else { paint("33", "not read") };
+            out += &format!("{:>8}  {covered}  {}  {}: {}\n", p.pid, p.exe, p.library, p.why);
+        }
+        out += if self.can_capture {
+            "\nplaintext HTTP can be captured here\n"
+        } else {
+            "\nnothing can be captured here: see the lines marked LACK\n"
+        };
+        out
+    }
+}
+
+/// Processes that map a TLS library, by the name of the mapped file.
+fn tls_processes(proc: &Path) -> Vec<TlsProcess> {
+    const LIBRARIES: [(&str, &str); 6] = [
+        ("libssl.so", "OpenSSL"),
+        ("libgnutls.so", "GnuTLS"),
+        ("libnss3.so", "NSS"),
+        ("libtls.so", "LibreSSL"),
+        ("libwolfssl.so", "wolfSSL"),
+        ("libjvm.so", "Java (JSSE)"),
+    ];
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(maps) = fs::read_to_string(entry.path().join("maps")) else { continue };
+        let exe = fs::read_link(entry.path().join("exe")).map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
+        let mapped = LIBRARIES
+            .iter()
+            .find(|(file, _)| maps.lines().any(|l| l.rsplit('/').next().is_some_and(|n| n.starts_with(file))));
+        let name = exe.rsplit('/').next().unwrap_or_default();
+        let library = match mapped {
+            Some((_, library)) => *library,
+            None if name == "node" => "OpenSSL inside node",
+            None => continue,
+        };
+        found.insert(pid, (exe, library));
+        if found.len() >= MAX_PROCESSES {
+            break;
+        }
+    }
+    let why = "TLS is not read by this version";
+    found
+        .into_iter()
+        .map(|(pid, (exe, library))| TlsProcess { pid, exe, library: library.into(), covered: false, why: why.into() })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            kernel: "6.18".into(),
+            capabilities: u64::MAX,
+            tracepoints: Ok([true; 4]),
+            offsets: Ok(()),
+            lockdown: None,
+            jit: None,
+            agent: None,
+            collector: None,
+            kprobes: false,
+        }
+    }
+
+    #[test]
+    fn the_door_and_its_reasons() {
+        assert_eq!(Report::judge(&good()).door.as_deref(), Some("tp_btf"));
+        let old = Report::judge(&Facts { tracepoints: Ok([false, false, true, true]), ..good() });
+        assert!(!old.can_capture && old.doors[0].why.contains("sock_send_length, sock_recv_length"));
+        let nobody = Report::judge(&Facts { capabilities: 0, ..good() });
+        assert!(!nobody.can_capture && nobody.text(false).contains("give CAP_BPF and CAP_PERFMON"));
+        let no_types =
+            Report::judge(&Facts { tracepoints: Err("no BTF".into()), offsets: Err("no BTF".into()), ..good() });
+        assert!(!no_types.can_capture && no_types.text(false).contains("CONFIG_DEBUG_INFO_BTF"));
+        assert!(!no_types.text(false).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_collector_that_is_away_is_said() {
+        let facts = Facts { collector: Some(("http://x:1".into(), Err("refused".into()))), ..good() };
+        let report = Report::judge(&facts);
+        assert!(report.can_capture && report.text(false).contains("LACK collector: http://x:1: refused"));
+    }
+}

@@ -1,0 +1,137 @@
+//! The agent's unix socket, where `apiscope top` asks. One request a connection: a line that names what
+//! is wanted (`snapshot`, `health`), answered by one line of JSON. Root only (mode 0600).
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::table::Snapshot;
+
+/// A client that does not ask or read within this time is left.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest request line, bytes.
+const MAX_REQUEST: u64 = 256;
+/// Longest answer that a client reads, bytes.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// The listening socket; its file is removed when this is dropped.
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens at `path`. A file that a dead agent left is replaced.
+    ///
+    /// # Errors
+    /// Another agent answers there, or the file cannot be made.
+    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).with_context(|| format!("failed to make the folder {}", folder.display()))?;
+        }
+        if path.exists() {
+            if UnixStream::connect(path).is_ok() {
+                bail!("another agent runs at {}: stop it, or give this one another --socket", path.display());
+            }
+            fs::remove_file(path).with_context(|| format!("failed to replace {}", path.display()))?;
+        }
+        let listener = UnixListener::bind(path).with_context(|| format!("failed to listen at {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Answers requests until `over` says so; `snapshot` makes the answer.
+    pub fn serve(&self, snapshot: impl Fn() -> Option<String>, over: impl Fn() -> bool) {
+        for stream in self.listener.incoming() {
+            if over() {
+                return;
+            }
+            // A client that fails has only itself to blame.
+            if let Ok(stream) = stream
+                && let Err(e) = answer(stream, &snapshot)
+            {
+                log::debug!("a request at the local socket failed: {e}");
+            }
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn answer(mut stream: UnixStream, snapshot: &impl Fn() -> Option<String>) -> anyhow::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
+    let answer = match line.trim_end() {
+        "snapshot" => snapshot().unwrap_or_else(|| r#"{"error":"the agent is busy"}"#.into()),
+        "health" => r#"{"ok":true}"#.into(),
+        _ => r#"{"error":"unknown request: ask for snapshot or health"}"#.into(),
+    };
+    stream.write_all(answer.as_bytes())?;
+    stream.write_all(b"\n")?;
+    Ok(())
+}
+
+/// Asks a running agent for its state.
+///
+/// # Errors
+/// Nothing answers at `path`, or not as an agent does.
+pub fn snapshot(path: &Path) -> anyhow::Result<Snapshot> {
+    let mut stream = UnixStream::connect(path).with_context(|| {
+        format!("no agent answers at {}: start one with `apiscope run`, or name its --socket", path.display())
+    })?;
+    stream.set_read_timeout(Some(2 * PATIENCE))?;
+    stream.write_all(b"snapshot\n")?;
+    let mut text = String::new();
+    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut text)?;
+    serde_json::from_str(&text).with_context(|| {
+        format!("the agent's answer is not understood: {}", text.chars().take(120).collect::<String>())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asked_answered_and_cleaned_up() {
+        let path = std::env::temp_dir().join(format!("apiscope-test-{}.sock", std::process::id()));
+        let socket = Socket::bind(&path).expect("free");
+        assert!(Socket::bind(&path).is_err_and(|e| e.to_string().contains("another agent")));
+        let text = serde_json::to_string(&Snapshot { ready: true, ..Snapshot::default() }).expect("serializable");
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| socket.serve(|| Some(text.clone()), || over.load(std::sync::atomic::Ordering::Relaxed)));
+            for garbage in [&b"\xff\xfe\n"[..], b"", &[b'x'; 10_000]] {
+                let mut stream = UnixStream::connect(&path).expect("listens");
+                let _ = stream.write_all(garbage);
+            }
+            assert!(snapshot(&path).expect("an answer").ready);
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            let _ = UnixStream::connect(&path);
+        });
+        drop(socket);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,423 @@
+//! Puts the parts together; the only file that imports them all.
+//!
+//! One thread reads the ring and takes each exchange through routes, endpoints and the exporter's
+//! recorders: no locks and no queues on that way. Beside it: the recording's writer, the local socket,
+//! the display, and the exporter's own threads. None of these can hold it up.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    aggregate::Endpoints,
+    config::{Config, Subject},
+    conn::{Connections, Identity, Outside},
+    event,
+    exchange::{Exchange, Peer, Side},
+    identity::{self, Processes},
+    local::Socket,
+    probe::{
+        load::{Kernel, Wanted},
+        ring::Reader,
+    },
+    recording::Recording,
+    route::Routes,
+    stats::{Loss, Stats, Totals, Unread},
+    table::{self, Cost, Program, Snapshot, Style},
+};
+use agent_ebpf::Count;
+
+/// Records that are taken before the other work gets its turn.
+const BATCH: usize = 65_536;
+/// Time between two looks at counters, sweeps and the like.
+const HOUSEKEEPING: Duration = Duration::from_millis(200);
+/// Longest time that the last records are waited for at the end.
+const LAST_DRAIN: Duration = Duration::from_secs(3);
+/// What the kernel needs for one connection's state, bytes: the value and its bookkeeping.
+const STATE_BYTES: u64 = 512;
+
+/// What `run` is asked to do.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The configuration with flags applied.
+    pub config: Config,
+    /// Where to record exchanges.
+    pub exchanges: Option<PathBuf>,
+    /// Output for scripts.
+    pub json: bool,
+    /// Show nothing but the totals at the end.
+    pub quiet: bool,
+    /// End after this time.
+    pub duration: Option<Duration>,
+    /// The socket was named by the operator: failing to make it is an error.
+    pub socket_named: bool,
+}
+
+/// What is shared with the threads beside.
+#[derive(Default)]
+struct Shared {
+    wanted: AtomicBool,
+    /// The last snapshot and its number.
+    latest: Mutex<(u64, Arc<Snapshot>)>,
+    made: Condvar,
+    over: AtomicBool,
+}
+
+/// Signals received; the second one ends at once.
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    if SIGNALS.fetch_add(1, Ordering::Relaxed) > 0 {
+        // SAFETY: async-signal-safe; the kernel detaches everything of a process that is gone.
+        unsafe { libc::_exit(130) };
+    }
+}
+
+/// Runs the agent until a signal. The totals are those of the whole run.
+///
+/// # Errors
+/// The kernel or the privileges lack something, a file cannot be made, another agent is there.
+pub fn run(options: &Options) -> anyhow::Result<Totals> {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let handler = on_signal as extern "C" fn(libc::c_int);
+        // SAFETY: the handler touches atomics alone.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+    let stats = Arc::new(Stats::default());
+    let shared = Arc::new(Shared::default());
+    let config = &options.config;
+    let recording = match &options.exchanges {
+        Some(path) => Some(Recording::start(path, config.capture.path.into(), stats.clone())?),
+        None => None,
+    };
+    let socket = match Socket::bind(&config.agent.socket) {
+        Ok(socket) => Some(socket),
+        Err(e) if options.socket_named || e.to_string().starts_with("another agent") => return Err(e),
+        Err(e) => {
+            log::warn!("{e:#}: `apiscope top` will not find this agent");
+            None
+        }
+    };
+    let wanted = Wanted {
+        server: config.capture.sides.has(Side::Server),
+        client: config.capture.sides.has(Side::Client),
+        ring_bytes: config.limits.ring_bytes,
+    };
+    let (kernel, reader) = Kernel::start(wanted)?;
+    log::info!("every probe is attached");
+    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording);
+    stats.ready.store(true, Ordering::Relaxed);
+    let socket_path = socket.as_ref().map(|s| s.path().to_owned());
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        if let Some(socket) = &socket {
+            let shared = shared.clone();
+            std::thread::Builder::new().name("local".into()).spawn_scoped(scope, move || {
+                socket.serve(|| serde_json::to_string(&*shared.fresh()?).ok(), || shared.over.load(Ordering::Relaxed));
+            })?;
+        }
+        let shows = !options.quiet && options.exchanges.as_deref() != Some(std::path::Path::new("-"));
+        if shows {
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name("display".into())
+                .spawn_scoped(scope, move || display(options, &shared))?;
+        }
+        capture.work(reader);
+        shared.over.store(true, Ordering::Relaxed);
+        shared.made.notify_all();
+        if let Some(path) = &socket_path {
+            // Wakes the thread at the socket.
+            let _ = std::os::unix::net::UnixStream::connect(path);
+        }
+        Ok(())
+    })?;
+    capture.finish()?;
+    Ok(stats.totals())
+}
+
+impl Shared {
+    /// A snapshot that is made now; `None` when the capture does not come to it in time.
+    fn fresh(&self) -> Option<Arc<Snapshot>> {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = latest.0;
+        self.wanted.store(true, Ordering::Relaxed);
+        let (latest, _) = self
+            .made
+            .wait_timeout_while(latest, Duration::from_secs(2), |l| l.0 == before && !self.over.load(Ordering::Relaxed))
+            .unwrap_or_else(PoisonError::into_inner);
+        (latest.0 != before).then(|| latest.1.clone())
+    }
+}
+
+/// Shows the endpoints until the end.
+fn display(options: &Options, shared: &Shared) {
+    let terminal = std::io::stdout().is_terminal() && !options.json;
+    let pause = if terminal { Duration::from_secs(1) } else { Duration::from_secs(options.config.agent.interval_s) };
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+    let mut next = Instant::now() + if terminal { Duration::ZERO } else { pause };
+    while !shared.over.load(Ordering::Relaxed) {
+        if Instant::now() < next {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        next = Instant::now() + pause;
+        let Some(snapshot) = shared.fresh() else { continue };
+        let text = if terminal {
+            let (width, height) = terminal_size();
+            // Home, then the table, then clear what is below: no flicker.
+            format!("\x1b[H\x1b[J{}", table::table(&snapshot, Style { colour, width, height }))
+        } else if options.json {
+            table::json_lines(&snapshot)
+        } else {
+            table::lines(&snapshot)
+        };
+        let mut out = std::io::stdout().lock();
+        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            // Nobody reads any more.
+            return;
+        }
+    }
+}
+
+/// Columns and lines of the terminal.
+#[must_use]
+pub fn terminal_size() -> (usize, usize) {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call fills the struct that it gets.
+    let known = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
+    if known && size.ws_col > 0 { (size.ws_col.into(), size.ws_row.into()) } else { (120, 40) }
+}
+
+/// The capture thread's own state.
+struct Capture {
+    connections: Connections,
+    inner: Inner,
+    kernel: Kernel,
+    shared: Arc<Shared>,
+    started: Instant,
+    deadline: Option<Instant>,
+    ring_bytes: u32,
+}
+
+/// What the connection table asks and tells.
+struct Inner {
+    config: Config,
+    processes: Processes,
+    routes: Routes,
+    endpoints: Endpoints,
+    recording: Option<Recording>,
+    stats: Arc<Stats>,
+    /// Processes to leave alone, for the kernel side.
+    excluded: Vec<u32>,
+}
+
+impl Capture {
+    fn new(
+        options: &Options,
+        stats: Arc<Stats>,
+        shared: Arc<Shared>,
+        kernel: Kernel,
+        recording: Option<Recording>,
+    ) -> Self {
+        let config = options.config.clone();
+        Self {
+            connections: Connections::new(epoch(), stats.clone()),
+            inner: Inner {
+                processes: Processes::default(),
+                routes: Routes::new(&config.routes.patterns),
+                endpoints: Endpoints::new(config.limits.endpoints, None),
+                recording,
+                stats,
+                excluded: Vec::new(),
+                config,
+            },
+            kernel,
+            shared,
+            started: Instant::now(),
+            deadline: options.duration.map(|d| Instant::now() + d),
+            ring_bytes: options.config.limits.ring_bytes,
+        }
+    }
+
+    /// Reads until a signal or the deadline, then what is left.
+    fn work(&mut self, mut reader: Reader) {
+        for rule in self.inner.config.capture.exclude.clone() {
+            match (rule.port, rule.pid) {
+                (Some(port), None)
+                    if rule.exe.is_none() && rule.name.is_none() && rule.address.is_none() && rule.side.is_none() =>
+                {
+                    self.kernel.exclude_port(port);
+                }
+                (None, Some(pid)) if rule.is_about_process() && rule.exe.is_none() && rule.name.is_none() => {
+                    self.kernel.exclude_pid(pid);
+                }
+                _ => {}
+            }
+        }
+        let mut next_work = Instant::now();
+        let mut over: Option<Instant> = None;
+        loop {
+            let (connections, inner) = (&mut self.connections, &mut self.inner);
+            let n = reader.drain(BATCH, |record| match event::parse(record) {
+                Ok(event) => connections.handle(event, inner),
+                Err(e) => {
+                    log::debug!("{e}");
+                    inner.stats.lose(Loss::BadRecord, 1);
+                }
+            });
+            let now = Instant::now();
+            if now >= next_work {
+                next_work = now + HOUSEKEEPING;
+                self.housekeeping();
+            }
+            if self.shared.wanted.swap(false, Ordering::Relaxed) {
+                self.publish();
+            }
+            let ends = SIGNALS.load(Ordering::Relaxed) > 0 || self.deadline.is_some_and(|d| now >= d);
+            match over {
+                // What was in the ring when the end came is read still.
+                Some(since) if n == 0 || since.elapsed() > LAST_DRAIN => break,
+                None if ends => over = Some(now),
+                _ if n < BATCH / 2 => reader.rest(),
+                _ => {}
+            }
+        }
+        self.connections.flush(&mut self.inner);
+        self.housekeeping();
+        self.publish();
+    }
+
+    fn housekeeping(&mut self) {
+        let counts = self.kernel.counts();
+        let stats = &self.inner.stats;
+        let of = |i: u32| counts[i as usize];
+        stats.set_loss(Loss::RingFull, of(Count::RING_FULL));
+        stats.set_loss(Loss::EndRingFull, of(Count::END_RING_FULL));
+        stats.set_loss(Loss::Unreadable, of(Count::UNREADABLE));
+        stats.set_loss(Loss::NoState, of(Count::NO_STATE));
+        stats.set_loss(Loss::Recursion, self.kernel.missed());
+        stats.set_unread(Unread::IoUring, of(Count::IO_URING));
+        stats.set_unread(Unread::Compat, of(Count::COMPAT));
+        stats.set_unread(Unread::Kernel, of(Count::KERNEL));
+        stats.set_unread(Unread::Syscall, of(Count::SYSCALL) + of(Count::STEPS));
+        stats.set_unread(Unread::NotHttp, of(Count::NOT_HTTP));
+        stats.set_unread(Unread::JoinedLate, of(Count::JOINED_LATE));
+        stats.set_unread(Unread::Tls, of(Count::TLS));
+        stats.set_unread(Unread::Http2, of(Count::HTTP2));
+        stats.connections.store(self.connections.len() as u64, Ordering::Relaxed);
+        self.connections.sweep(monotonic(), &mut self.inner);
+        for pid in std::mem::take(&mut self.inner.excluded) {
+            self.kernel.exclude_pid(pid);
+        }
+        if let Some(recording) = &mut self.inner.recording {
+            recording.flush();
+        }
+    }
+
+    fn publish(&self) {
+        let now = epoch() + monotonic();
+        let (cpu_s, rss_bytes) = usage();
+        let snapshot = Snapshot {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ready: self.inner.stats.ready.load(Ordering::Relaxed),
+            door: "tp_btf".into(),
+            uptime_s: self.started.elapsed().as_secs(),
+            now,
+            totals: self.inner.stats.totals(),
+            cost: Cost {
+                cpu_s,
+                rss_bytes,
+                map_bytes: u64::from(self.ring_bytes) + self.connections.len() as u64 * STATE_BYTES,
+                programs: self.kernel.costs().into_iter().map(|(name, runs, ns)| Program { name, runs, ns }).collect(),
+            },
+            endpoints: self.inner.endpoints.view(now),
+            overflowed: self.inner.endpoints.overflowed,
+        };
+        let mut latest = self.shared.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        *latest = (latest.0 + 1, Arc::new(snapshot));
+        self.shared.made.notify_all();
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        match self.inner.recording {
+            Some(recording) => recording.finish(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Outside for Inner {
+    fn identify(&mut self, pid: u32, comm: &str, local: &Peer, remote: &Peer) -> Identity {
+        let process = self.processes.get(pid, comm);
+        let subject =
+            Subject { exe: process.exe.as_deref().unwrap_or_default(), name: &process.name, pid, local, remote };
+        let wanted = self.config.capture.wants(subject, None);
+        if !wanted && self.config.capture.excludes_process(subject) {
+            self.excluded.push(pid);
+        }
+        let service =
+            self.config.service.iter().find(|rule| rule.matches(subject)).map(|rule| rule.name.as_str().into());
+        Identity { service: service.unwrap_or(process.service), exe: process.exe, wanted }
+    }
+
+    fn exchange(&mut self, exchange: &Exchange) {
+        let rules = &self.config.capture;
+        if rules.exclude.iter().chain(&rules.include).any(|r| r.side.is_some()) {
+            let (local, remote) = match exchange.side {
+                Side::Server => (&exchange.server, &exchange.client),
+                Side::Client => (&exchange.client, &exchange.server),
+            };
+            let exe = exchange.exe.as_deref().unwrap_or_default();
+            let subject = Subject { exe, name: &exchange.service, pid: exchange.pid, local, remote };
+            if !rules.wants(subject, Some(exchange.side)) {
+                return;
+            }
+        }
+        self.stats.exchanges[usize::from(exchange.side == Side::Client)].fetch_add(1, Ordering::Relaxed);
+        let route = self.routes.route(&exchange.method, exchange.path.as_deref());
+        self.endpoints.record(exchange, &route.template, route.source);
+        if let Some(recording) = &mut self.recording {
+            recording.add(exchange, &route.template);
+        }
+    }
+
+    fn is_gone(&mut self, pid: u32) -> bool {
+        identity::is_gone(pid)
+    }
+}
+
+/// Monotonic time, ns: the clock of `bpf_ktime_get_ns`.
+fn monotonic() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills the struct that it gets.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// What to add to a monotonic time to get time since the epoch, ns.
+fn epoch() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(0).saturating_sub(monotonic())
+}
+
+/// CPU time and resident memory of this process.
+fn usage() -> (f64, u64) {
+    // SAFETY: plain data, filled by the call.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    let resident = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|s| s.split(' ').nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    // SAFETY: no preconditions.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    (seconds(usage.ru_utime) + seconds(usage.ru_stime), resident * page)
+}

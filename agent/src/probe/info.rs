@@ -1,0 +1,30 @@
+//! What aya does not tell of a loaded program.
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+/// `BPF_OBJ_GET_INFO_BY_FD` of bpf(2).
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+/// Offset of `recursion_misses` in `struct bpf_prog_info`, a stable ABI (Linux 5.12).
+const RECURSION_MISSES: usize = 208;
+
+/// How often the kernel skipped this program because it ran on that CPU already. `None` where the
+/// kernel does not say.
+pub fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut info = [0u64; 40];
+    let mut attributes = Attributes {
+        fd: u32::try_from(program.as_raw_fd()).ok()?,
+        len: u32::try_from(std::mem::size_of_val(&info)).ok()?,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: the kernel writes at most `len` bytes to `info`, which lives until the end of the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw mut attributes, std::mem::size_of::<Attributes>())
+    };
+    (result == 0 && attributes.len as usize >= RECURSION_MISSES + 8).then(|| info[RECURSION_MISSES / 8])
+}
