@@ -340,7 +340,7 @@ impl Endpoint {
             .filter_map(|back| self.rate_second.checked_sub(back))
             .filter(|s| second.saturating_sub(*s) < RATE_SECONDS as u64)
             .map(|s| f64::from(self.rate[usize::try_from(s).unwrap_or(0) % RATE_SECONDS]))
-            .sum::<f64>()
+            .fold(0.0, |sum, n| sum + n)
             / RATE_SECONDS as f64;
         let mut statuses = self.other_statuses.clone();
         for series in &self.statuses {

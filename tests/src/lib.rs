@@ -1,1 +1,35 @@
-//! End-to-end tests.
+//! What the end-to-end tests share: the built agent under test, scripted peers that send byte for byte
+//! what a test says, and the comparison of what was sent with what was seen.
+//!
+//! The agent needs root; without it the tests fail and say so. One agent serves all tests of a binary:
+//! each test has a server address of its own and looks only at exchanges there.
+
+pub mod agent;
+pub mod peer;
+
+pub use agent::{Agent, Want};
+pub use peer::{Call, Step, play, play_many};
+
+/// A port that is free now.
+///
+/// # Panics
+/// No port can be had: the machine is out of them.
+#[must_use]
+pub fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("an address").port()
+}
+
+/// The program's path, or a panic that names it: a test never passes because something is absent.
+///
+/// # Panics
+/// The program is not installed.
+#[must_use]
+pub fn program(name: &str) -> std::path::PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/usr/bin".into()])
+        .map(|folder| folder.join(name))
+        .find(|p| p.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed: `cargo xtask setup` installs what the tests need"))
+}
