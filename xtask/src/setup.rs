@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{ebpf, place, root, step};
+use crate::{collector, ebpf, place, root, step};
 
 /// How long a refusal is believed.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -76,10 +76,8 @@ pub fn need(level: Level) -> Result<()> {
         Level::Deny => deny(),
         Level::Test => {
             packages(&TEST);
-            if place::program("go").is_none() {
-                say(
-                    "no Go, which the OpenTelemetry Collector is built with: its tests are skipped (install Go 1.25 or later)",
-                );
+            if !collector::binary()?.is_file() {
+                collector();
             }
             Ok(())
         }
@@ -139,6 +137,17 @@ fn packages(wanted: &[Package]) {
         once(&missing.join("+"), || apt(&missing)).unwrap_or_else(|e| {
             say(&format!("could not install {}: {e:#}; what needs them is skipped", missing.join(", ")));
         });
+    }
+}
+
+fn collector() {
+    let built = if place::program("go").is_some() {
+        once("otelcol", collector::build)
+    } else {
+        Err(anyhow!("no Go here (1.25 or later)"))
+    };
+    if let Err(error) = built {
+        say(&format!("no OpenTelemetry Collector: {error:#}; the tests that export to it are skipped"));
     }
 }
 
