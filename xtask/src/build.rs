@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the agent, or the eBPF object that is kept in the tree.
 
-use std::{fs, path::Path};
+use std::{env, fs, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
@@ -61,11 +61,15 @@ fn check() -> Result<()> {
     let krate = place::ebpf_crate();
     let kept = sources::verify(&krate).map_err(|e| anyhow!(e))?;
     println!("agent-ebpf/{OBJECT} belongs to the sources (sha256 {})", &kept.sources[..16]);
-    setup::need(Level::Ebpf)?;
-    let Some(compiler) = Compiler::find() else {
-        println!("note: no eBPF toolchain here, so the object was not rebuilt and compared");
+    if let Err(error) = setup::need(Level::Ebpf) {
+        // Where merges are decided, a check that could not be made is no check.
+        if env::var_os("CI").is_some() {
+            return Err(error);
+        }
+        println!("note: the object was not rebuilt and compared: {error:#}");
         return Ok(());
-    };
+    }
+    let compiler = Compiler::find().context("no eBPF toolchain after setup")?;
     let built = compiler.build(&krate, &place::target().join("ebpf"), true)?;
     let object = object(&built)?;
     let fresh = manifest(&compiler, &object)?;

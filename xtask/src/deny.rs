@@ -29,17 +29,9 @@ pub fn run() -> Result<()> {
     for manifest in ["Cargo.toml", "agent-ebpf/Cargo.toml"] {
         println!("deny: {manifest}: {}", checks.join(", "));
         let mut command = Command::new(setup::cargo_deny()?);
+        // Where deny.toml is.
         command.current_dir(place::root());
-        command.args([
-            "--locked",
-            "--log-level",
-            "error",
-            "--manifest-path",
-            manifest,
-            "check",
-            "--config",
-            "deny.toml",
-        ]);
+        command.args(["--locked", "--log-level", "error", "--manifest-path", manifest, "check"]);
         denied |= !step::status(command.args(&checks))?.success();
     }
     if denied {

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod collector;
 mod demo;
 mod deny;
 mod ebpf;

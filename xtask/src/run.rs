@@ -1,7 +1,7 @@
 //! `cargo xtask run`: builds the agent and starts it as root.
 
 use std::{
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command},
     sync::{
         Arc,
@@ -59,7 +59,12 @@ pub fn run(options: &Options) -> Result<()> {
         }
         if stop.load(Ordering::Relaxed) {
             // A terminal's Ctrl-C reached the agent too; a signal sent to this process alone did not.
-            break agent.end()?;
+            let status = agent.end()?;
+            if status.signal() == Some(SIGINT) {
+                // Asked before it had its handlers in place: it is gone, which was the wish.
+                return Ok(());
+            }
+            break status;
         }
         thread::sleep(Duration::from_millis(100));
     };

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{ebpf, place, root, step};
+use crate::{collector, ebpf, place, root, step};
 
 /// How long a refusal is believed.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -76,10 +76,8 @@ pub fn need(level: Level) -> Result<()> {
         Level::Deny => deny(),
         Level::Test => {
             packages(&TEST);
-            if place::program("go").is_none() {
-                say(
-                    "no Go, which the OpenTelemetry Collector is built with: its tests are skipped (install Go 1.25 or later)",
-                );
+            if !collector::binary()?.is_file() {
+                collector();
             }
             Ok(())
         }
@@ -139,6 +137,17 @@ fn packages(wanted: &[Package]) {
         once(&missing.join("+"), || apt(&missing)).unwrap_or_else(|e| {
             say(&format!("could not install {}: {e:#}; what needs them is skipped", missing.join(", ")));
         });
+    }
+}
+
+fn collector() {
+    let built = if place::program("go").is_some() {
+        once("otelcol", collector::build)
+    } else {
+        Err(anyhow!("no Go here (1.25 or later)"))
+    };
+    if let Err(error) = built {
+        say(&format!("no OpenTelemetry Collector: {error:#}; the tests that export to it are skipped"));
     }
 }
 
@@ -225,27 +234,17 @@ fn apt(packages: &[&str]) -> Result<()> {
     }
     apt_update()?;
     // A package asks `policy-rc.d` before it starts its daemon; 101 means no. One that the machine's owner
-    // has is left alone.
-    let policy = PathBuf::from("/usr/sbin/policy-rc.d");
-    let ours = !policy.exists();
-    let script = "printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d";
-    if ours {
-        step::plainly(root::command("sh", "installing packages")?.args(["-c", script]))?;
-    }
-    let mut command = root::command("env", "installing packages")?;
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "-qy",
-        "--no-install-recommends",
-        "--no-remove",
-        "install",
-    ]);
-    let installed = step::quietly(&format!("installing {}", packages.join(", ")), command.args(packages), LIMIT);
-    if ours {
-        step::plainly(root::command("rm", "installing packages")?.arg("-f").arg(policy))?;
-    }
-    installed
+    // has is left alone; ours goes however this ends.
+    const INSTALL: &str = "policy=/usr/sbin/policy-rc.d
+        if [ ! -e $policy ]; then
+            trap 'rm -f $policy' EXIT
+            trap 'exit 130' INT TERM
+            printf '#!/bin/sh\\nexit 101\\n' >$policy && chmod 755 $policy
+        fi
+        DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends --no-remove install \"$@\"";
+    let mut command = root::command("sh", "installing packages")?;
+    command.args(["-c", INSTALL, "sh"]).args(packages);
+    step::quietly(&format!("installing {}", packages.join(", ")), &mut command, LIMIT)
 }
 
 /// Tries `what` unless it failed a short while ago.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build, place, root,
+    build, collector, place, root,
     setup::{self, Level},
     step,
 };
@@ -53,6 +53,7 @@ pub fn run(options: &Options) -> Result<()> {
             eprintln!("     Running {name} (as root)");
             let mut command = root::command("env", "the end-to-end tests")?;
             command.arg(format!("APISCOPE={}", place::agent().display()));
+            command.arg(format!("APISCOPE_OTELCOL={}", collector::binary()?.display()));
             for name in ["PATH", "CARGO_MANIFEST_DIR"] {
                 let value = if name == "PATH" {
                     env::var_os(name).unwrap_or_default()

@@ -202,6 +202,12 @@ impl Statistics {
         Ok(on)
     }
 
+    /// Whether it is on, by whomever.
+    #[must_use]
+    pub fn are_on() -> bool {
+        fs::read_to_string(Self::FILE).is_ok_and(|text| text.trim() != "0")
+    }
+
     fn set(value: &str) -> Result<()> {
         let mut write = root::command("sh", "measuring")?;
         step::output(write.args(["-c", &format!("echo {value} >{}", Self::FILE)])).map(drop)

@@ -166,6 +166,9 @@ impl Bench {
 
     /// (b), and of (c) the CPU.
     fn throughput(&self) -> Result<Value> {
+        if Statistics::are_on() {
+            eprintln!("  note: somebody has kernel.bpf_stats_enabled on, which costs throughput");
+        }
         let mut found = Vec::new();
         for traffic in [Traffic::KeepAlive, Traffic::NewConnection] {
             for (ends, server_only, per_request) in ENDS {

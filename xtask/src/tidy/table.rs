@@ -49,16 +49,16 @@ pub const MODULES: [Module; 24] = [
     module("detect", &["route", "aggregate", "inventory"]),
     // Knowledge to people and collectors.
     module("export", &["route", "aggregate", "inventory", "detect", "identity"]),
-    module("local", &["route", "aggregate", "inventory", "detect", "export"]),
+    module("local", &["route", "aggregate", "inventory", "detect", "export", "table"]),
     module("table", &["route", "aggregate", "inventory", "detect"]),
     module("report", &["route", "aggregate", "inventory", "detect", "table"]),
     module("top", &["aggregate", "detect", "local", "table", "report"]),
     // Other ways in.
-    module("access_log", &[]),
-    module("record", &["route"]),
-    module("replay", &["access_log", "record", "route", "aggregate", "inventory", "detect", "table", "report"]),
+    module("accesslog", &["proto"]),
+    module("recording", &["route"]),
+    module("replay", &["accesslog", "recording", "route", "aggregate", "inventory", "detect", "table", "report"]),
     module("simulate", &["replay", "route", "aggregate", "inventory", "detect", "report"]),
-    module("doctor", &["probe", "identity"]),
+    module("doctor", &["probe", "identity", "local"]),
     module(PIPELINE, &[ANY]),
 ];
 
