@@ -11,7 +11,7 @@ use agent_ebpf::{CARRY, Count, DATA_LIMIT, Flag, HEAD_LIMIT, Kind, PIPELINE, WIN
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
-    conn, emit, kernel,
+    body, conn, emit,
     maps::{Connection, Direction, FRESH, HITS, OPENED, QUIET, SERVER, SYNCED, WORDS, WORK, Work},
 };
 
@@ -70,7 +70,7 @@ const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
 /// A word of line feeds.
 const FEEDS: u64 = 0x0a0a_0a0a_0a0a_0a0a;
 const LOWER: u64 = 0x2020_2020_2020_2020;
-const LINE_FEED: u8 = b'\n';
+pub const LINE_FEED: u8 = b'\n';
 /// Bounds an offset into `Work::data` for the verifier: DATA_LIMIT + WINDOW is below 8192.
 const MASK: u64 = 0x1fff;
 /// Offsets of words at which a window can begin.
@@ -123,6 +123,7 @@ pub struct Context {
 }
 
 /// One step over the bytes of a system call. Returns 1 when there is nothing left to do.
+// SAFETY: called by `bpf_loop` alone, with the context that `transfer` gave it.
 pub unsafe extern "C" fn step(_step: u32, context: *mut Context) -> i64 {
     // SAFETY: `transfer` passes the address of its local.
     let (connection, direction) = unsafe { (&mut *(*context).connection, (*context).direction) };
@@ -186,13 +187,13 @@ fn one(work: &mut Work, connection: &mut Connection, context: *mut Context) -> b
     }
     match d.mode {
         mode::START | mode::HEAD => head(work, connection, context),
-        _ => chunk(work, connection),
+        _ => body::chunk(work, connection),
     }
 }
 
 /// Moves on by `n` bytes; what lies in later buffers is skipped by the next steps.
 #[inline(always)]
-fn advance(work: &mut Work, n: u64) -> bool {
+pub fn advance(work: &mut Work, n: u64) -> bool {
     if n <= work.length {
         work.pointer += n;
         work.length -= n;
@@ -424,19 +425,20 @@ fn scan(work: &mut Work, from: u64) {
 
 /// Reads a field that the verifier (and so the compiler) must not know the value of.
 #[inline(always)]
-fn get<T: Copy>(field: *const T) -> T {
+pub fn get<T: Copy>(field: *const T) -> T {
     // SAFETY: callers pass addresses of fields they have a reference to.
     unsafe { read_volatile(field) }
 }
 
 /// Writes one.
 #[inline(always)]
-fn set<T: Copy>(field: *mut T, value: T) {
+pub fn set<T: Copy>(field: *mut T, value: T) {
     // SAFETY: as in `get`.
     unsafe { write_volatile(field, value) }
 }
 
 /// Takes one line. Returns 1 when the head is over, or is none.
+// SAFETY: as `step`.
 unsafe extern "C" fn line_step(_i: u32, context: *mut Context) -> i64 {
     // SAFETY: as in `step`.
     let (connection, direction) = unsafe { (&mut *(*context).connection, (*context).direction) };
@@ -766,7 +768,7 @@ fn restore(work: &mut Work, d: &Direction) {
 
 /// The last byte of a message was seen.
 #[inline(always)]
-fn finish_message(work: &mut Work, connection: &mut Connection) {
+pub fn finish_message(work: &mut Work, connection: &mut Connection) {
     let d = &mut connection.directions[usize::from(work.direction != 0)];
     d.mode = mode::START;
     if d.bits & (ENDED | DROPPED) != 0 {
@@ -790,116 +792,4 @@ pub fn lose(work: &mut Work, connection: &mut Connection) {
     }
     let flags = Flag::LOST | if d.bits & IS_RESPONSE != 0 { Flag::RESPONSE } else { 0 };
     emit::bare(work, connection, if in_head { Kind::ABORT } else { Kind::END }, flags);
-}
-
-/// TCP: bytes that left the socket between two receives without passing one (splice, zero-copy
-/// receive) belong to the message under way.
-#[inline(always)]
-pub fn skip_spliced(work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
-    if d.sequence == 0 || (d.mode != mode::BODY && d.mode != mode::CHUNK_DATA && d.mode != mode::UNTIL_CLOSE) {
-        return;
-    }
-    if kernel::family(sock) == kernel::AF_UNIX {
-        return;
-    }
-    let missed = kernel::copied_sequence(sock).wrapping_sub(bytes as u32).wrapping_sub(d.sequence);
-    // A receive that meets the end of the stream moves one further.
-    if missed == 0 || missed > i32::MAX as u32 || (missed == 1 && kernel::shutdown(sock) & 1 != 0) {
-        return;
-    }
-    let missed = u64::from(missed);
-    d.message += missed;
-    if d.mode == mode::UNTIL_CLOSE {
-        d.body += missed;
-    } else if d.remaining > missed {
-        d.remaining -= missed;
-        if d.mode == mode::BODY {
-            d.body += missed;
-        }
-    } else {
-        // The message ended unseen: the next bytes begin another, or cannot be followed.
-        d.lost = 1;
-        d.message -= missed - d.remaining;
-        if d.mode == mode::BODY {
-            d.body += d.remaining;
-        }
-        d.remaining = 0;
-    }
-    let _ = work;
-}
-
-/// Chunk sizes, extensions and trailers.
-#[inline(always)]
-fn chunk(work: &mut Work, connection: &mut Connection) -> bool {
-    let d = &mut connection.directions[usize::from(work.direction != 0)];
-    let mut n = work.length;
-    if n > work.left {
-        n = work.left;
-    }
-    if n > 16 {
-        n = 16;
-    }
-    // SAFETY: 16 bytes fit; the helper checks the user's address.
-    let failed = unsafe { bpf_probe_read_user((&raw mut work.scratch).cast(), n as u32, work.pointer as *const _) };
-    if failed != 0 {
-        emit::count(Count::UNREADABLE);
-        lose(work, connection);
-        return false;
-    }
-    let bytes = (&raw const work.scratch).cast::<u8>();
-    let mut over = false;
-    let mut i = 0u64;
-    while i < 16 {
-        if i >= n {
-            break;
-        }
-        // SAFETY: within `scratch`.
-        let b = unsafe { read_volatile(bytes.add(i as usize)) };
-        i += 1;
-        let now = get(&raw const d.mode);
-        match now {
-            mode::CHUNK_SIZE | mode::CHUNK_EXTENSION => {
-                if b == LINE_FEED {
-                    if get(&raw const d.remaining) == 0 {
-                        set(&raw mut d.mode, mode::TRAILER);
-                    } else {
-                        d.body += d.remaining;
-                        // The line end behind the data.
-                        d.remaining += 2;
-                        set(&raw mut d.mode, mode::CHUNK_DATA);
-                        break;
-                    }
-                } else if now == mode::CHUNK_SIZE {
-                    let low = b | 0x20;
-                    if b.is_ascii_digit() {
-                        d.remaining = (get(&raw const d.remaining) << 4) | u64::from(b - b'0');
-                    } else if low >= b'a' && low <= b'f' {
-                        d.remaining = (get(&raw const d.remaining) << 4) | u64::from(low - b'a' + 10);
-                    } else {
-                        set(&raw mut d.mode, mode::CHUNK_EXTENSION);
-                    }
-                }
-            }
-            mode::TRAILER => {
-                if b == LINE_FEED {
-                    over = true;
-                    break;
-                }
-                if b != b'\r' {
-                    set(&raw mut d.mode, mode::TRAILER_LINE);
-                }
-            }
-            _ => {
-                if b == LINE_FEED {
-                    set(&raw mut d.mode, mode::TRAILER);
-                }
-            }
-        }
-    }
-    d.message += i;
-    work.left -= i;
-    if over {
-        finish_message(work, connection);
-    }
-    advance(work, i)
 }

@@ -21,6 +21,7 @@ pub fn read<T: Default>(address: u64) -> T {
 }
 
 /// Reads a `T` into map memory.
+// SAFETY: callers pass a valid target.
 #[inline(always)]
 unsafe fn read_into<T>(target: *mut T, address: u64) {
     // SAFETY: the caller's target is valid; the helper checks the address.
@@ -73,6 +74,7 @@ pub fn ports(sock: u64) -> (u16, u16) {
 }
 
 /// Fills the addresses of a connection.
+// SAFETY: callers pass valid map memory.
 #[inline(always)]
 pub unsafe fn addresses(sock: u64, open: *mut Open) {
     let family = family(sock);

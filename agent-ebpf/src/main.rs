@@ -3,6 +3,7 @@
 #![no_main]
 #![allow(clippy::cast_possible_truncation, reason = "the target has 64-bit words; narrowing is what the ABI asks for")]
 
+mod body;
 mod conn;
 mod emit;
 mod http1;

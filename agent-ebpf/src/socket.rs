@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    conn, emit,
+    body, conn, emit,
     http1::{self, mode},
     kernel::{self, Buffer},
     maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, WORK, Work},
@@ -124,7 +124,7 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
     }
     let d = &mut connection.directions[usize::from(direction != 0)];
     if direction == 0 && d.mode != mode::START {
-        http1::skip_spliced(work, d, bytes, sock);
+        body::skip_spliced(work, d, bytes, sock);
     }
     let mut context = http1::Context { connection, direction };
     let connection: *mut Connection = context.connection;

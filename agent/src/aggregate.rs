@@ -1,6 +1,6 @@
 //! Exchanges -> per-endpoint access patterns. An endpoint is a service, a side, a method and a route.
 //!
-//! Bounds: [`MAX_ENDPOINTS`] endpoints; what comes later is added to one overflow endpoint per side, so
+//! Bounds: `limits.endpoints` endpoints (2,000 by default); what comes later is added to one overflow endpoint per side, so
 //! that sums stay right ([`OVERFLOW`]). Per endpoint [`MAX_STATUSES`] statuses and [`MAX_CALLERS`]
 //! callers. About 6 KB each. Nothing is evicted: an inventory must not forget what an attacker floods.
 
@@ -12,8 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::exchange::{Auth, Exchange, Method, Peer, Protocol, Scheme, Side};
 
-/// Most endpoints that are told apart.
-pub const MAX_ENDPOINTS: usize = 2_000;
 /// Most statuses that are told apart of one endpoint; the rest is counted by its class.
 pub const MAX_STATUSES: usize = 16;
 /// Most callers that are told apart of one endpoint.

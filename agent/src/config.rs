@@ -153,7 +153,7 @@ impl Default for Capture {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { endpoints: crate::aggregate::MAX_ENDPOINTS, ring_bytes: 8 << 20 }
+        Self { endpoints: 2_000, ring_bytes: 8 << 20 }
     }
 }
 

@@ -60,6 +60,7 @@ pub struct Connections {
     /// Unix sockets, for finding the other end.
     unix: HashMap<u64, u64>,
     /// Spare boxes.
+    #[expect(clippy::vec_box, reason = "the boxes themselves go back into the queues of connections")]
     spare: Vec<Box<Pending>>,
     /// Client-side exchanges whose end the other end of the connection may still tell.
     held: VecDeque<(u64, Exchange)>,
@@ -263,20 +264,17 @@ impl Connections {
             return;
         };
         // Requests before this one whose response never came: their response was dropped, and counted.
-        while connection.pending.front().is_some_and(|p| p.index < message.index) {
-            let i = 0;
-            if connection.pending[i].response.is_some() {
+        while let Some(connection) = self.table.get_mut(&id)
+            && let Some(first) = connection.pending.front_mut()
+            && first.index < message.index
+        {
+            if first.response.is_some() {
                 // Its end was dropped.
-                connection.pending[i].lost = true;
-                self.finish(id, i, Some(End::Lost), outside);
+                first.lost = true;
+                self.finish(id, 0, Some(End::Lost), outside);
             } else if let Some(pending) = connection.pending.pop_front() {
                 recycle(&mut self.spare, pending);
             }
-            let Some(again) = self.table.get_mut(&id) else { return };
-            if again.pending.is_empty() {
-                break;
-            }
-            return self.whole_head(id, ts, pid, head, bytes, outside);
         }
         let Some(connection) = self.table.get_mut(&id) else { return };
         if connection.pending.front().is_none_or(|p| p.index != message.index) {
@@ -510,6 +508,7 @@ impl Connections {
     }
 }
 
+#[expect(clippy::vec_box, reason = "see `Connections::spare`")]
 fn recycle(spare: &mut Vec<Box<Pending>>, mut pending: Box<Pending>) {
     if spare.len() < 1024 {
         *pending = Pending::default();

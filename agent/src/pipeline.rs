@@ -28,11 +28,9 @@ use crate::{
     },
     recording::Recording,
     route::Routes,
-    stats::{Loss, Stats, Totals, Unread},
+    stats::{Loss, Stats, Totals},
     table::{self, Cost, Program, Snapshot, Style},
 };
-use agent_ebpf::Count;
-
 /// Records that are taken before the other work gets its turn.
 const BATCH: usize = 65_536;
 /// Time between two looks at counters, sweeps and the like.
@@ -294,22 +292,8 @@ impl Capture {
     }
 
     fn housekeeping(&mut self) {
-        let counts = self.kernel.counts();
+        self.kernel.report(&self.inner.stats);
         let stats = &self.inner.stats;
-        let of = |i: u32| counts[i as usize];
-        stats.set_loss(Loss::RingFull, of(Count::RING_FULL));
-        stats.set_loss(Loss::EndRingFull, of(Count::END_RING_FULL));
-        stats.set_loss(Loss::Unreadable, of(Count::UNREADABLE));
-        stats.set_loss(Loss::NoState, of(Count::NO_STATE));
-        stats.set_loss(Loss::Recursion, self.kernel.missed());
-        stats.set_unread(Unread::IoUring, of(Count::IO_URING));
-        stats.set_unread(Unread::Compat, of(Count::COMPAT));
-        stats.set_unread(Unread::Kernel, of(Count::KERNEL));
-        stats.set_unread(Unread::Syscall, of(Count::SYSCALL) + of(Count::STEPS));
-        stats.set_unread(Unread::NotHttp, of(Count::NOT_HTTP));
-        stats.set_unread(Unread::JoinedLate, of(Count::JOINED_LATE));
-        stats.set_unread(Unread::Tls, of(Count::TLS));
-        stats.set_unread(Unread::Http2, of(Count::HTTP2));
         stats.connections.store(self.connections.len() as u64, Ordering::Relaxed);
         self.connections.sweep(monotonic(), &mut self.inner);
         for pid in std::mem::take(&mut self.inner.excluded) {

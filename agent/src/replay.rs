@@ -157,7 +157,7 @@ mod tests {
              {{\"ts\":\"no\"}}\n1.1.1.1 - - [01/Jan/2024:00:00:00 +0000] \"GET /u/2 HTTP/1.1\" 200 5 \"-\" \"c\"\n"
         );
         std::fs::write(&input, text).expect("writable");
-        let report = replay(&[input.clone()], &Config::default(), Some(&output)).expect("readable");
+        let report = replay(std::slice::from_ref(&input), &Config::default(), Some(&output)).expect("readable");
         assert_eq!(std::fs::read_to_string(&output).expect("written"), "/u/{int}\n-\n-\n-\n-\n/u/{int}\n");
         assert_eq!((report.lines, report.exchanges), (6, 2));
         assert_eq!(report.unreadable.values().sum::<u64>(), 4);

@@ -148,7 +148,12 @@ impl Agent {
             .stdout(Stdio::null())
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
         // SAFETY: async-signal-safe; the agent ends with the test, however that ends.
-        unsafe { command.pre_exec(|| { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT); Ok(()) }) };
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT);
+                Ok(())
+            })
+        };
         let child = command.spawn().expect("the agent starts");
         let mut agent = Self { child, binary, file, socket };
         let end = Instant::now() + Duration::from_secs(90);
@@ -167,7 +172,7 @@ impl Agent {
         static AGENT: OnceLock<Agent> = OnceLock::new();
         AGENT.get_or_init(|| {
             // The thread that starts a child must outlive it, or its death ends the child: not a test's.
-            let (send, receive) = std::sync::mpsc::channel();
+            let (send, receive) = std::sync::mpsc::sync_channel(1);
             std::thread::spawn(move || {
                 let _ = send.send(Self::start("shared", &[]));
                 loop {

@@ -103,8 +103,8 @@ impl Connection {
                     Self::Unix(s) => s.write_vectored(&parts),
                 }
             }
-            // SAFETY (all three): the pointers and lengths are those of live slices.
             (Call::Send, _) => {
+                // SAFETY: pointer and length of a live slice.
                 checked(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) })
             }
             (Call::Sendmsg, _) => {
@@ -191,6 +191,8 @@ pub fn play(address: &str, steps: &[Step]) -> String {
 /// # Panics
 /// The address cannot be had.
 pub fn play_many(address: &str, sessions: &[Vec<Step>]) -> String {
+    // What is sent before the agent is there is not seen.
+    crate::Agent::shared();
     if let Some(path) = address.strip_prefix("unix:") {
         let listener = UnixListener::bind(path).expect("a free path");
         let mut threads = Vec::new();

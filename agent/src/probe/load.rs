@@ -11,6 +11,7 @@ use aya::{
 };
 
 use super::{btf::Btf, ring::Reader};
+use crate::stats::{Loss, Stats, Unread};
 
 /// The object that `cargo xtask build --ebpf` makes of `agent-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../agent-ebpf/apiscope.bpf.o");
@@ -148,12 +149,30 @@ impl Kernel {
         Ok((kernel, Reader::new(ring)))
     }
 
-    /// The kernel side's counters, added over CPUs.
-    pub fn counts(&self) -> [u64; Count::LEN as usize] {
-        std::array::from_fn(|i| {
-            let i = u32::try_from(i).unwrap_or_default();
-            self.counts.get(&i, 0).map_or(0, |slots| slots.iter().sum())
-        })
+    /// Takes the kernel side's counters over into the agent's.
+    pub fn report(&self, stats: &Stats) {
+        let of = |i: u32| self.counts.get(&i, 0).map_or(0, |slots| slots.iter().sum::<u64>());
+        for (reason, total) in [
+            (Loss::RingFull, of(Count::RING_FULL)),
+            (Loss::EndRingFull, of(Count::END_RING_FULL)),
+            (Loss::Unreadable, of(Count::UNREADABLE)),
+            (Loss::NoState, of(Count::NO_STATE)),
+            (Loss::Recursion, self.missed()),
+        ] {
+            stats.set_loss(reason, total);
+        }
+        for (reason, total) in [
+            (Unread::IoUring, of(Count::IO_URING)),
+            (Unread::Compat, of(Count::COMPAT)),
+            (Unread::Kernel, of(Count::KERNEL)),
+            (Unread::Syscall, of(Count::SYSCALL) + of(Count::STEPS)),
+            (Unread::NotHttp, of(Count::NOT_HTTP)),
+            (Unread::JoinedLate, of(Count::JOINED_LATE)),
+            (Unread::Tls, of(Count::TLS)),
+            (Unread::Http2, of(Count::HTTP2)),
+        ] {
+            stats.set_unread(reason, total);
+        }
     }
 
     /// Runs and run time (ns, while `kernel.bpf_stats_enabled` is 1) and runs skipped by recursion, by
@@ -171,7 +190,7 @@ impl Kernel {
 
     /// Sends and receives that the kernel skipped because the same program ran on that CPU already. (Of
     /// the other hooks none loses an exchange: what one misses of a connection's end the next one sees.)
-    pub fn missed(&self) -> u64 {
+    fn missed(&self) -> u64 {
         self.programs
             .iter()
             .filter(|name| name.starts_with("sock_"))
