@@ -8,6 +8,7 @@ pub mod conn;
 pub mod doctor;
 pub mod event;
 pub mod exchange;
+pub mod export;
 pub mod identity;
 pub mod local;
 pub mod pipeline;

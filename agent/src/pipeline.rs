@@ -20,6 +20,7 @@ use crate::{
     conn::{Connections, Identity, Outside},
     event,
     exchange::{Exchange, Peer, Side},
+    export::{self, Exporter},
     identity::{self, Processes},
     local::Socket,
     probe::{
@@ -28,7 +29,7 @@ use crate::{
     },
     recording::Recording,
     route::Routes,
-    stats::{Loss, Stats, Totals},
+    stats::{self, Loss, Stats, Totals},
     table::{self, Cost, Program, Snapshot, Style},
 };
 /// Records that are taken before the other work gets its turn.
@@ -37,6 +38,8 @@ const BATCH: usize = 65_536;
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
 /// Longest time that the last records are waited for at the end.
 const LAST_DRAIN: Duration = Duration::from_secs(3);
+/// Longest time that the collector is waited for at the end.
+const LAST_EXPORT: Duration = Duration::from_secs(8);
 /// What the kernel needs for one connection's state, bytes: the value and its bookkeeping.
 const STATE_BYTES: u64 = 512;
 
@@ -94,6 +97,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         Some(path) => Some(Recording::start(path, config.capture.path.into(), stats.clone())?),
         None => None,
     };
+    let exporter = Exporter::start(stats.clone())?;
     let socket = match Socket::bind(&config.agent.socket) {
         Ok(socket) => Some(socket),
         Err(e) if options.socket_named || e.to_string().starts_with("another agent") => return Err(e),
@@ -109,7 +113,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     };
     let (kernel, reader) = Kernel::start(wanted)?;
     log::info!("every probe is attached");
-    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording);
+    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter);
     stats.ready.store(true, Ordering::Relaxed);
     let socket_path = socket.as_ref().map(|s| s.path().to_owned());
     std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -155,6 +159,10 @@ impl Shared {
 
 /// Shows the endpoints until the end.
 fn display(options: &Options, shared: &Shared) {
+    // With a collector the numbers go there.
+    if export::is_configured() && !options.json {
+        return;
+    }
     let terminal = std::io::stdout().is_terminal() && !options.json;
     let pause = if terminal { Duration::from_secs(1) } else { Duration::from_secs(options.config.agent.interval_s) };
     let colour = terminal && std::env::var_os("NO_COLOR").is_none();
@@ -209,6 +217,7 @@ struct Inner {
     processes: Processes,
     routes: Routes,
     endpoints: Endpoints,
+    exporter: Option<Exporter>,
     recording: Option<Recording>,
     stats: Arc<Stats>,
     /// Processes to leave alone, for the kernel side.
@@ -222,6 +231,7 @@ impl Capture {
         shared: Arc<Shared>,
         kernel: Kernel,
         recording: Option<Recording>,
+        exporter: Option<Exporter>,
     ) -> Self {
         let config = options.config.clone();
         Self {
@@ -229,7 +239,8 @@ impl Capture {
             inner: Inner {
                 processes: Processes::default(),
                 routes: Routes::new(&config.routes.patterns),
-                endpoints: Endpoints::new(config.limits.endpoints, None),
+                endpoints: Endpoints::new(config.limits.endpoints, exporter.as_ref().map(Exporter::sink)),
+                exporter,
                 recording,
                 stats,
                 excluded: Vec::new(),
@@ -306,7 +317,7 @@ impl Capture {
 
     fn publish(&self) {
         let now = epoch() + monotonic();
-        let (cpu_s, rss_bytes) = usage();
+        let (cpu_s, rss_bytes) = stats::usage();
         let snapshot = Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
             ready: self.inner.stats.ready.load(Ordering::Relaxed),
@@ -329,6 +340,9 @@ impl Capture {
     }
 
     fn finish(self) -> anyhow::Result<()> {
+        if let Some(exporter) = self.inner.exporter {
+            exporter.shutdown(LAST_EXPORT);
+        }
         match self.inner.recording {
             Some(recording) => recording.finish(),
             None => Ok(()),
@@ -366,6 +380,9 @@ impl Outside for Inner {
         self.stats.exchanges[usize::from(exchange.side == Side::Client)].fetch_add(1, Ordering::Relaxed);
         let route = self.routes.route(&exchange.method, exchange.path.as_deref());
         self.endpoints.record(exchange, &route.template, route.source);
+        if let Some(exporter) = &self.exporter {
+            exporter.span(exchange, &route.template);
+        }
         if let Some(recording) = &mut self.recording {
             recording.add(exchange, &route.template);
         }
@@ -388,20 +405,4 @@ fn monotonic() -> u64 {
 fn epoch() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(0).saturating_sub(monotonic())
-}
-
-/// CPU time and resident memory of this process.
-fn usage() -> (f64, u64) {
-    // SAFETY: plain data, filled by the call.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
-    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
-    let resident = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|s| s.split(' ').nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
-    // SAFETY: no preconditions.
-    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    (seconds(usage.ru_utime) + seconds(usage.ru_stime), resident * page)
 }

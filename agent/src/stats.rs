@@ -190,3 +190,20 @@ impl Stats {
         }
     }
 }
+
+/// CPU time (s) and resident memory (bytes) of this process.
+#[must_use]
+pub fn usage() -> (f64, u64) {
+    // SAFETY: plain data, filled by the call.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    let resident = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|s| s.split(' ').nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    // SAFETY: no preconditions.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    (seconds(usage.ru_utime) + seconds(usage.ru_stime), resident * page)
+}

@@ -1,0 +1,302 @@
+//! Metrics, by the semantic conventions for HTTP 1.44: one provider per workload, collected and
+//! exported together.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::bail;
+use opentelemetry::{
+    KeyValue,
+    metrics::{BoundHistogram, Histogram, MeterProvider as _},
+};
+use opentelemetry_sdk::{
+    Resource,
+    error::OTelSdkResult,
+    metrics::{
+        Aggregation, Instrument, InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Stream, Temporality,
+        data::ResourceMetrics, reader::MetricReader,
+    },
+};
+
+use super::{MAX_WORKLOADS, variable};
+use crate::{
+    aggregate::{Recorder, SeriesKey, SeriesSink},
+    exchange::{Exchange, Side},
+    stats::{Loss, Stats, Unread},
+};
+
+/// Name of the instrumentation scope.
+const SCOPE: &str = "apiscope";
+/// Service of workloads beyond [`MAX_WORKLOADS`].
+const OVERFLOW_SERVICE: &str = "apiscope.overflow";
+/// Series of one instrument and workload; the rest is one overflow series, so that sums stay right.
+const MAX_SERIES: usize = 2_000;
+/// Buckets of durations, s (semantic conventions for HTTP metrics).
+const DURATION_BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Buckets of sizes, bytes.
+const SIZE_BOUNDS: [f64; 10] =
+    [0.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 10_485_760.0];
+
+/// The resource of a workload: `OTEL_RESOURCE_ATTRIBUTES` of the agent, and its name.
+pub fn resource(service: &str) -> Resource {
+    Resource::builder().with_service_name(service.to_owned()).build()
+}
+
+/// A reader that is asked from outside.
+#[derive(Debug, Clone)]
+struct Reader(Arc<ManualReader>);
+
+impl MetricReader for Reader {
+    fn register_pipeline(&self, pipeline: Weak<Pipeline>) {
+        self.0.register_pipeline(pipeline);
+    }
+    fn collect(&self, metrics: &mut ResourceMetrics) -> OTelSdkResult {
+        self.0.collect(metrics)
+    }
+    fn force_flush(&self) -> OTelSdkResult {
+        self.0.force_flush()
+    }
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.0.shutdown_with_timeout(timeout)
+    }
+    fn temporality(&self, kind: InstrumentKind) -> Temporality {
+        self.0.temporality(kind)
+    }
+}
+
+/// Every workload's instruments.
+pub struct Workloads {
+    known: HashMap<Arc<str>, Workload>,
+    temporality: Temporality,
+    exponential: bool,
+    /// The agent's own.
+    own: (SdkMeterProvider, Reader),
+}
+
+#[derive(Clone)]
+struct Workload {
+    reader: Reader,
+    /// Keeps the pipeline alive.
+    _provider: SdkMeterProvider,
+    server: Histogram<f64>,
+    client: Histogram<f64>,
+    request_size: Histogram<u64>,
+    response_size: Histogram<u64>,
+}
+
+impl Workloads {
+    /// None yet but the agent itself.
+    pub fn new(temporality: Temporality, stats: Arc<Stats>) -> anyhow::Result<Self> {
+        const AGGREGATION: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+        let exponential = match variable(AGGREGATION).map(|v| v.to_ascii_lowercase()).as_deref() {
+            None | Some("explicit_bucket_histogram") => false,
+            Some("base2_exponential_bucket_histogram") => true,
+            Some(other) => bail!(
+                "{AGGREGATION} is `{other}`: it must be explicit_bucket_histogram or base2_exponential_bucket_histogram"
+            ),
+        };
+        let own = provider("apiscope", temporality, exponential);
+        observe(&own.0, &stats);
+        Ok(Self { known: HashMap::new(), temporality, exponential, own })
+    }
+
+    fn workload(&mut self, service: &Arc<str>) -> Workload {
+        if let Some(known) = self.known.get(service) {
+            return known.clone();
+        }
+        let name: Arc<str> = if self.known.len() < MAX_WORKLOADS { service.clone() } else { OVERFLOW_SERVICE.into() };
+        if let Some(known) = self.known.get(&name) {
+            return known.clone();
+        }
+        let (provider, reader) = provider(&name, self.temporality, self.exponential);
+        let meter = provider.meter(SCOPE);
+        let duration = |name: &'static str| {
+            meter.f64_histogram(name).with_unit("s").with_boundaries(DURATION_BOUNDS.into()).build()
+        };
+        let size =
+            |name: &'static str| meter.u64_histogram(name).with_unit("By").with_boundaries(SIZE_BOUNDS.into()).build();
+        let workload = Workload {
+            server: duration("http.server.request.duration"),
+            client: duration("http.client.request.duration"),
+            request_size: size("http.server.request.body.size"),
+            response_size: size("http.server.response.body.size"),
+            reader,
+            _provider: provider,
+        };
+        self.known.insert(name, workload.clone());
+        workload
+    }
+
+    /// The state of every workload.
+    pub fn collect(&self) -> Vec<ResourceMetrics> {
+        let readers = self.known.values().map(|w| &w.reader).chain([&self.own.1]);
+        readers
+            .filter_map(|reader| {
+                let mut metrics = ResourceMetrics::default();
+                reader.collect(&mut metrics).ok()?;
+                Some(metrics)
+            })
+            .collect()
+    }
+}
+
+fn provider(service: &str, temporality: Temporality, exponential: bool) -> (SdkMeterProvider, Reader) {
+    let reader = Reader(Arc::new(ManualReader::builder().with_temporality(temporality).build()));
+    let view = move |i: &Instrument| {
+        let stream = Stream::builder().with_cardinality_limit(MAX_SERIES);
+        let stream = if exponential && i.kind() == InstrumentKind::Histogram {
+            stream.with_aggregation(Aggregation::Base2ExponentialHistogram {
+                max_size: 160,
+                max_scale: 20,
+                record_min_max: true,
+            })
+        } else {
+            stream
+        };
+        stream.build().ok()
+    };
+    let provider = SdkMeterProvider::builder()
+        .with_resource(resource(service))
+        .with_reader(reader.clone())
+        .with_view(view)
+        .build();
+    (provider, reader)
+}
+
+/// The agent's own numbers, read when they are collected.
+fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
+    let meter = provider.meter(SCOPE);
+    let (lost, unread, exchanges, connections, dropped, failed) =
+        (stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone());
+    // The instruments live as long as their provider does.
+    let _ = meter
+        .u64_observable_counter("apiscope.capture.lost")
+        .with_unit("{exchange}")
+        .with_callback(move |o| {
+            Loss::ALL.iter().for_each(|&r| o.observe(lost.lost(r), &[KeyValue::new("reason", r.name())]))
+        })
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.capture.unread")
+        .with_unit("{event}")
+        .with_callback(move |o| {
+            Unread::ALL.iter().for_each(|&r| o.observe(unread.unread(r), &[KeyValue::new("reason", r.name())]))
+        })
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.exchange.count")
+        .with_unit("{exchange}")
+        .with_callback(move |o| {
+            for (side, n) in ["server", "client"].iter().zip(&exchanges.exchanges) {
+                o.observe(n.load(Ordering::Relaxed), &[KeyValue::new("side", *side)]);
+            }
+        })
+        .build();
+    let _ = meter
+        .u64_observable_gauge("apiscope.agent.connections")
+        .with_unit("{connection}")
+        .with_callback(move |o| o.observe(connections.connections.load(Ordering::Relaxed), &[]))
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.agent.spans.dropped")
+        .with_unit("{span}")
+        .with_callback(move |o| o.observe(dropped.spans_dropped.load(Ordering::Relaxed), &[]))
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.agent.exports.failed")
+        .with_unit("{export}")
+        .with_callback(move |o| o.observe(failed.exports_failed.load(Ordering::Relaxed), &[]))
+        .build();
+    let _ = meter
+        .f64_observable_counter("apiscope.agent.cpu.time")
+        .with_unit("s")
+        .with_callback(|o| o.observe(crate::stats::usage().0, &[]))
+        .build();
+    let _ = meter
+        .u64_observable_gauge("apiscope.agent.memory.usage")
+        .with_unit("By")
+        .with_callback(|o| o.observe(crate::stats::usage().1, &[]))
+        .build();
+}
+
+/// Opens the series of all workloads.
+pub struct Sink(Arc<Mutex<Workloads>>);
+
+impl Sink {
+    /// For these workloads.
+    pub fn new(workloads: Arc<Mutex<Workloads>>) -> Self {
+        Self(workloads)
+    }
+}
+
+impl SeriesSink for Sink {
+    fn open(&mut self, key: &SeriesKey) -> Box<dyn Recorder> {
+        let workload = self.0.lock().unwrap_or_else(PoisonError::into_inner).workload(&key.service);
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", key.method.semantic_name().to_owned()),
+            KeyValue::new("http.route", key.route.clone()),
+            KeyValue::new("apiscope.route.source", key.route_source),
+            KeyValue::new("url.scheme", key.scheme.name()),
+            KeyValue::new("network.protocol.version", key.protocol.name()),
+        ];
+        if key.status != 0 {
+            attributes.push(KeyValue::new("http.response.status_code", i64::from(key.status)));
+        }
+        if let Some(error) = error_type(key.side, key.status) {
+            attributes.push(KeyValue::new("error.type", error));
+        }
+        if let Some(status) = key.grpc_status {
+            attributes.push(KeyValue::new("rpc.response.status_code", i64::from(status)));
+        }
+        let server = key.side == Side::Server;
+        Box::new(Series {
+            duration: if server { &workload.server } else { &workload.client }.bind(&attributes),
+            sizes: server.then(|| (workload.request_size.bind(&attributes), workload.response_size.bind(&attributes))),
+        })
+    }
+}
+
+/// `error.type`: server errors on both sides, client errors for who made them, and no answer.
+pub fn error_type(side: Side, status: u16) -> Option<String> {
+    match status {
+        0 => Some("no_response".into()),
+        400..=499 if side == Side::Client => Some(status.to_string()),
+        500.. => Some(status.to_string()),
+        _ => None,
+    }
+}
+
+struct Series {
+    duration: BoundHistogram<f64>,
+    sizes: Option<(BoundHistogram<u64>, BoundHistogram<u64>)>,
+}
+
+impl Recorder for Series {
+    fn record(&self, exchange: &Exchange) {
+        self.duration.record(exchange.duration_ns as f64 / 1e9);
+        if let Some((request, response)) = &self.sizes {
+            if let Some(n) = exchange.request_body_bytes {
+                request.record(n);
+            }
+            if let Some(n) = exchange.response_body_bytes {
+                response.record(n);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_whose_they_are() {
+        assert_eq!(error_type(Side::Server, 404), None);
+        assert_eq!(error_type(Side::Client, 404).as_deref(), Some("404"));
+        assert_eq!(error_type(Side::Server, 503).as_deref(), Some("503"));
+        assert_eq!(error_type(Side::Server, 0).as_deref(), Some("no_response"));
+    }
+}
