@@ -131,6 +131,15 @@ impl Agent {
     /// Not root, or the agent does not come up.
     #[must_use]
     pub fn start(name: &str, arguments: &[&str]) -> Self {
+        Self::start_with(name, arguments, &[])
+    }
+
+    /// As [`Agent::start`], with variables of its environment.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn start_with(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         // SAFETY: no preconditions.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the end-to-end tests need root: run `cargo xtask test`");
         let binary = binary();
@@ -146,7 +155,8 @@ impl Agent {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .envs(environment.iter().copied());
         // SAFETY: async-signal-safe; the agent ends with the test, however that ends.
         unsafe {
             command.pre_exec(|| {

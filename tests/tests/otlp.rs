@@ -1,0 +1,240 @@
+//! Metrics and spans as a real OpenTelemetry Collector decodes them. Its OTLP/JSON output goes to a small
+//! server in the test.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use apiscope::exchange::Side;
+use apiscope_tests::{Agent, Step, free_port, play};
+use serde_json::Value;
+
+/// What the collector handed on.
+type Received = Arc<Mutex<Vec<Value>>>;
+
+struct Collector(Child);
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn binary() -> PathBuf {
+    std::env::var_os("APISCOPE_OTELCOL").map(PathBuf::from).filter(|p| p.exists()).expect(
+        "APISCOPE_OTELCOL names no OpenTelemetry Collector: run these tests by `cargo xtask test`, which builds one",
+    )
+}
+
+/// Takes OTLP/JSON over HTTP.
+fn sink() -> (u16, Received) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    let received = Received::default();
+    let its = received.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let its = its.clone();
+            std::thread::spawn(move || while take(&stream, &its).is_some() {});
+        }
+    });
+    (port, received)
+}
+
+fn take(mut stream: &TcpStream, received: &Received) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    received.lock().expect("not poisoned").push(serde_json::from_slice(&body).ok()?);
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}").ok()
+}
+
+fn collector(grpc: u16, http: u16, sink: u16) -> Collector {
+    let file = std::env::temp_dir().join(format!("apiscope-otelcol-{}-{grpc}.yaml", std::process::id()));
+    let text = format!(
+        "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}'}}, http: {{endpoint: '127.0.0.1:{http}'}}}}}}}}
+exporters: {{otlphttp: {{endpoint: 'http://127.0.0.1:{sink}', encoding: json, compression: none}}}}
+service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipelines: {{metrics: {{receivers: [otlp], exporters: [otlphttp]}}, traces: {{receivers: [otlp], exporters: [otlphttp]}}}}}}
+"
+    );
+    std::fs::write(&file, text).expect("writable");
+    let child = Command::new(binary())
+        .arg("--config")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the collector starts");
+    let collector = Collector(child);
+    let end = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(("127.0.0.1", grpc)).is_err() || TcpStream::connect(("127.0.0.1", http)).is_err() {
+        assert!(Instant::now() < end, "the collector does not listen");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    collector
+}
+
+fn list<'a>(value: &'a Value, keys: &[&str]) -> Vec<&'a Value> {
+    keys.iter()
+        .fold(vec![value], |all, key| all.into_iter().filter_map(|v| v.get(*key)?.as_array()).flatten().collect())
+}
+
+fn attribute<'a>(of: &'a Value, key: &str) -> Option<&'a Value> {
+    let all = of.get("attributes")?.as_array()?;
+    all.iter().find(|a| a["key"] == key).and_then(|a| a["value"].as_object()?.values().next())
+}
+
+/// Requests of a route as the newest export of a server's durations says, over all statuses.
+fn counted(received: &Received, route: &str) -> u64 {
+    let received = received.lock().expect("not poisoned");
+    let newest = received.iter().rev().find_map(|export| {
+        let mut sum = None;
+        for metric in list(export, &["resourceMetrics", "scopeMetrics", "metrics"]) {
+            if metric["name"] != "http.server.request.duration" {
+                continue;
+            }
+            for point in metric["histogram"]["dataPoints"].as_array().into_iter().flatten() {
+                if attribute(point, "http.route").is_some_and(|r| r == route) {
+                    let count = point["count"].as_str().and_then(|c| c.parse::<u64>().ok()).expect("a count");
+                    sum = Some(sum.unwrap_or(0) + count);
+                }
+            }
+        }
+        sum
+    });
+    newest.unwrap_or(0)
+}
+
+fn traffic(path: &str, n: usize, status: u16) {
+    let mut steps = Vec::new();
+    for i in 0..n {
+        let request = format!(
+            "GET /{path}/{i} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer canary-{i}\r\n\
+             traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n"
+        );
+        steps.push(Step::client(request));
+        steps.push(Step::server(format!("HTTP/1.1 {status} X\r\nContent-Length: 4\r\n\r\nbody")));
+    }
+    play("127.0.0.1:0", &steps);
+}
+
+fn wait(what: &str, mut is_there: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !is_there() {
+        assert!(Instant::now() < end, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn agent(name: &str, protocol: &str, endpoint: &str) -> Agent {
+    Agent::start_with(
+        name,
+        &[],
+        &[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2000"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "500"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "300"),
+        ],
+    )
+}
+
+fn through(protocol: &str) {
+    let (grpc, http) = (free_port(), free_port());
+    let (port, received) = sink();
+    let name = protocol.replace('/', "-");
+    let (path, route) = (format!("otlp-{name}"), format!("/otlp-{name}/{{int}}"));
+    let endpoint = format!("http://127.0.0.1:{}", if protocol == "grpc" { grpc } else { http });
+    // The collector is away at first: nothing may be lost by that.
+    let agent = agent(&name, protocol, &endpoint);
+    traffic(&path, 20, 200);
+    std::thread::sleep(Duration::from_secs(2));
+    let _collector = collector(grpc, http, port);
+    traffic(&path, 10, 500);
+    wait("30 requests", || counted(&received, &route) == 30);
+    let spans = || -> Vec<Value> {
+        let received = received.lock().expect("not poisoned");
+        let all = received.iter().flat_map(|e| list(e, &["resourceSpans", "scopeSpans", "spans"]));
+        all.filter(|s| attribute(s, "http.route").is_some_and(|r| *r == *route)).cloned().collect()
+    };
+    wait("spans", || !spans().is_empty());
+    for span in spans() {
+        assert_eq!(span["traceId"], "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(span["parentSpanId"], "b7ad6b7169203331");
+        assert_eq!(span["name"], format!("GET {route}"));
+        assert_eq!(attribute(&span, "url.path").and_then(Value::as_str), Some(&*route));
+    }
+    let text = received.lock().expect("not poisoned").iter().map(Value::to_string).collect::<String>();
+    assert!(text.contains("apiscope.capture.lost") && text.contains("service.name"), "the agent's own metrics");
+    assert!(!text.contains("canary"), "a credential was exported");
+    assert!(!text.contains(&format!("/{path}/7\"")), "a raw path was exported");
+    agent.stop();
+}
+
+#[test]
+fn grpc() {
+    through("grpc");
+}
+
+#[test]
+fn http_protobuf() {
+    through("http/protobuf");
+}
+
+/// A collector that accepts and never answers, or answers garbage, holds up nothing.
+#[test]
+fn a_collector_that_misbehaves() {
+    for answer in [None, Some(&b"\x00\xffgarbage\r\n\r\n"[..])] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for mut stream in listener.incoming().flatten() {
+                if let Some(answer) = answer {
+                    // A client that is gone has had its answer.
+                    let _ = stream.write_all(answer);
+                } else {
+                    kept.push(stream);
+                }
+            }
+        });
+        let name = if answer.is_some() { "garbage" } else { "silent" };
+        let agent = agent(name, "http/protobuf", &format!("http://127.0.0.1:{port}"));
+        let before = Instant::now();
+        traffic(name, 50, 200);
+        assert!(before.elapsed() < Duration::from_secs(5));
+        wait("the exchanges", || {
+            let text = std::fs::read_to_string(&agent.file).unwrap_or_default();
+            text.lines()
+                .filter(|l| {
+                    l.contains(&format!("\"/{name}/")) && l.contains(&format!("\"side\":\"{}\"", Side::Server.name()))
+                })
+                .count()
+                == 50
+        });
+        wait("a counted failure", || agent.snapshot().is_some_and(|s| s.totals.exports_failed > 0));
+        agent.stop();
+    }
+}
