@@ -258,7 +258,7 @@ fn what_is_not_http_is_not_seen() {
         Step::client(&b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$5\r\nvalue\r\n"[..]),
         Step::server(&b"+OK\r\n"[..]),
         Step::server(&b"SSH-2.0-OpenSSH_9.2\r\n"[..]),
-        Step::client((0..3000_u32).map(|i| (i * 7919 >> 3) as u8).collect::<Vec<_>>()),
+        Step::client((0..3000_u32).map(|i| ((i * 7919) >> 3) as u8).collect::<Vec<_>>()),
         Step::client(&b"GETTING nowhere\r\n"[..]),
         Step::server(&b"HTTP is not spoken here\r\n"[..]),
         Step::client(&b"USER x\r\nPASS y\r\n"[..]),

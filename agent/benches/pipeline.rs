@@ -1,0 +1,108 @@
+//! The user-side pipeline without kernel and collector: records of one request and its answer -> event ->
+//! connection -> exchange -> route -> endpoint. One element is one exchange.
+
+use std::{hint::black_box, sync::Arc};
+
+use agent_ebpf::{Flag, Kind, Open, Record};
+use apiscope::{
+    aggregate::Endpoints,
+    conn::{Connections, Identity, Outside},
+    event,
+    exchange::{Exchange, Peer},
+    route::Routes,
+    stats::Stats,
+};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+struct Sink {
+    routes: Routes,
+    endpoints: Endpoints,
+    service: Arc<str>,
+}
+
+impl Outside for Sink {
+    fn identify(&mut self, _: u32, _: &str, _: &Peer, _: &Peer) -> Identity {
+        Identity { service: self.service.clone(), exe: None, wanted: true }
+    }
+    fn exchange(&mut self, exchange: &Exchange) {
+        let route = self.routes.route(&exchange.method, exchange.path.as_deref());
+        self.endpoints.record(exchange, &route.template, route.source);
+    }
+    fn is_gone(&mut self, _: u32) -> bool {
+        false
+    }
+}
+
+fn bytes<T>(value: &T) -> Vec<u8> {
+    // SAFETY: the ABI's types are integers without padding.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+fn record(kind: u8, flags: u16, conn: u64, index: u32, ts: u64, data: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(data.len()).expect("small");
+    let header =
+        Record { kind, flags, conn, index, ts, first_ts: ts, len, pid: 1, message: len.into(), ..Record::default() };
+    [bytes(&header), data.to_vec()].concat()
+}
+
+fn pipeline(criterion: &mut Criterion) {
+    const CONNECTIONS: u64 = 64;
+    const EACH: u32 = 100;
+    let open = Open {
+        family: 2,
+        local_port: 80,
+        remote_port: 40_000,
+        role: 1,
+        pad: 0,
+        sock: 0,
+        peer_sock: 0,
+        local: [127; 16],
+        remote: [10; 16],
+        comm: [b'n'; 16],
+        path: [0; 108],
+        path_len: 0,
+    };
+    let mut records = Vec::new();
+    for conn in 0..CONNECTIONS {
+        records.push(record(Kind::OPEN, 0, conn, 0, 1, &bytes(&open)));
+    }
+    let whole = Flag::FIRST | Flag::LAST | Flag::DONE;
+    for index in 0..EACH {
+        for conn in 0..CONNECTIONS {
+            let request = format!(
+                "GET /users/{}/orders HTTP/1.1\r\nHost: shop.test\r\nUser-Agent: bench/1\r\nAuthorization: Bearer x\r\n\r\n",
+                index % 50
+            );
+            let response =
+                b"HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n";
+            records.push(record(Kind::HEAD, whole, conn, index, u64::from(index) * 1_000, request.as_bytes()));
+            records.push(record(
+                Kind::HEAD,
+                whole | Flag::RESPONSE | Flag::SENT,
+                conn,
+                index,
+                u64::from(index) * 1_000 + 500,
+                response,
+            ));
+        }
+    }
+    let mut group = criterion.benchmark_group("pipeline");
+    group.throughput(Throughput::Elements(CONNECTIONS * u64::from(EACH)));
+    group.bench_function("exchanges", |b| {
+        let mut sink =
+            Sink { routes: Routes::new(&[]), endpoints: Endpoints::new(2_000, None), service: "shop".into() };
+        b.iter(|| {
+            let mut connections = Connections::new(0, Arc::new(Stats::default()));
+            for record in &records {
+                if let Ok(event) = event::parse(black_box(record)) {
+                    connections.handle(event, &mut sink);
+                }
+            }
+            black_box(connections.len())
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, pipeline);
+criterion_main!(benches);
