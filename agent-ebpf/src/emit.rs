@@ -8,7 +8,7 @@ use aya_ebpf::{
 
 use crate::{
     kernel,
-    maps::{self, COUNTS, Connection, OPENED, RECORDS, Work, setting},
+    maps::{self, COUNTS, Connection, NEXT, OPENED, RECORDS, Work, setting},
 };
 
 /// Adds to a counter of this CPU.
@@ -20,9 +20,24 @@ pub fn count(which: u32) {
     }
 }
 
+/// Records of a CPU between two looks at how full the ring is: the look shares a cache line with the
+/// reader and costs more than a small record does.
+const LOOK_EVERY: u64 = 64;
+
 /// The reader polls; it is woken only when a good part of the ring is full.
 #[inline(always)]
 fn wake_flags() -> u64 {
+    let Some(records) = NEXT.get_ptr_mut(1) else {
+        return u64::from(BPF_RB_NO_WAKEUP);
+    };
+    // SAFETY: this CPU's slot.
+    let n = unsafe {
+        *records += 1;
+        *records
+    };
+    if n & (LOOK_EVERY - 1) != 0 {
+        return u64::from(BPF_RB_NO_WAKEUP);
+    }
     // SAFETY: the map is a ring buffer.
     let waiting =
         unsafe { generated::bpf_ringbuf_query((&raw const RECORDS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };

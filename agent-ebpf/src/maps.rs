@@ -25,9 +25,9 @@ pub static WORK: PerCpuArray<Work, 3, 0> = PerCpuArray::new();
 #[btf_map]
 pub static COUNTS: PerCpuArray<u64, { Count::LEN as usize }, 0> = PerCpuArray::new();
 
-/// Number of the next connection, by CPU.
+/// By CPU: [0] number of the next connection, [1] records passed on.
 #[btf_map]
-pub static NEXT: PerCpuArray<u64, 1, 0> = PerCpuArray::new();
+pub static NEXT: PerCpuArray<u64, 2, 0> = PerCpuArray::new();
 
 /// Processes (thread groups) that are not traced.
 #[btf_map]
