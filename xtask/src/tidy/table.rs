@@ -94,6 +94,8 @@ pub const FENCED: [Fenced; 4] = [
             "agent/src/event/",
             "agent-ebpf/",
             "tests/",
+            // Benchmarks make records.
+            "agent/benches/",
         ],
         why: "the kernel's records are read in one place",
     },
