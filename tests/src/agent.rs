@@ -108,13 +108,13 @@ impl Want {
     }
 }
 
-/// The binary that `cargo xtask test` built; `APISCOPE_BIN` names another.
+/// The binary that `cargo xtask test` built; `APISCOPE` names another.
 ///
 /// # Panics
 /// It is not built.
 #[must_use]
 pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("APISCOPE_BIN") {
+    if let Some(path) = std::env::var_os("APISCOPE") {
         return path.into();
     }
     let test = std::env::current_exe().expect("a running test has a path");
