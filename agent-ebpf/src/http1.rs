@@ -7,7 +7,7 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use agent_ebpf::{CARRY, Count, DATA_LIMIT, Flag, HEAD_LIMIT, Kind, PIPELINE, WINDOW};
+use agent_ebpf::{CARRY, Count, DATA_LIMIT, Flag, HEAD_LIMIT, Kind, PIPELINE, STEPS, WINDOW};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
@@ -120,6 +120,22 @@ pub struct Context {
     pub connection: *mut Connection,
     /// 0 receive, 1 send.
     pub direction: u64,
+}
+
+/// Takes apart what one system call moved: `work` says where the bytes are and how many. Whatever door
+/// they came through, and whatever kind of map `connection` lives in.
+#[inline(always)]
+pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
+    let mut context = Context { connection, direction };
+    // SAFETY: the callback gets the address of a local that outlives the call.
+    let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
+    // SAFETY: the callback has ended, and with it the other use of the connection.
+    let connection = unsafe { &mut *context.connection };
+    if steps >= i64::from(STEPS) {
+        emit::count(Count::STEPS);
+        lose(work, connection);
+    }
+    flush(work, connection);
 }
 
 /// One step over the bytes of a system call. Returns 1 when there is nothing left to do.

@@ -3,7 +3,7 @@
 //! Hooks: `tp_btf/sock_send_length`, `tp_btf/sock_recv_length` (kernel 6.3+). The system call's own
 //! arguments come from `bpf_task_pt_regs`.
 
-use agent_ebpf::{Count, Flag, Kind, STEPS};
+use agent_ebpf::{Count, Flag, Kind};
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
@@ -126,17 +126,7 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
     if direction == 0 && d.mode != mode::START {
         body::skip_spliced(work, d, bytes, sock);
     }
-    let mut context = http1::Context { connection, direction };
-    let connection: *mut Connection = context.connection;
-    // SAFETY: the callback gets the address of a local that outlives the call.
-    let steps = unsafe { generated::bpf_loop(STEPS, http1::step as *mut _, (&raw mut context).cast(), 0) };
-    // SAFETY: as above.
-    let connection = unsafe { &mut *connection };
-    if steps >= i64::from(STEPS) {
-        emit::count(Count::STEPS);
-        http1::lose(work, connection);
-    }
-    http1::flush(work, connection);
+    http1::feed(work, connection, direction);
     let d = &mut connection.directions[usize::from(direction != 0)];
     d.last_ts = now;
     if direction == 0 && d.mode != mode::START {
