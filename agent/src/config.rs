@@ -25,6 +25,8 @@ pub struct Config {
     pub service: Vec<ServiceRule>,
     /// Routes.
     pub routes: RouteConfig,
+    /// Who asks.
+    pub identity: IdentityConfig,
     /// Bounds.
     pub limits: Limits,
     /// The agent's own socket and output.
@@ -118,6 +120,19 @@ pub struct RouteConfig {
     pub patterns: Vec<String>,
 }
 
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityConfig {
+    /// File with the key of principals, made at the first start. Nodes that share the key share their
+    /// principals. `APISCOPE_PRINCIPAL_KEY` comes before it.
+    pub key_file: PathBuf,
+    /// More header fields that carry API keys.
+    pub api_key_headers: Vec<String>,
+    /// More query parameters that carry API keys.
+    pub api_key_query: Vec<String>,
+}
+
 /// Bounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -148,6 +163,16 @@ pub struct Network {
 impl Default for Capture {
     fn default() -> Self {
         Self { sides: Sides::Both, path: PathSetting::Template, include: Vec::new(), exclude: Vec::new() }
+    }
+}
+
+impl Default for IdentityConfig {
+    fn default() -> Self {
+        Self {
+            key_file: "/var/lib/apiscope/principal.key".into(),
+            api_key_headers: Vec::new(),
+            api_key_query: Vec::new(),
+        }
     }
 }
 
@@ -399,6 +424,8 @@ const HELP: &str = "\
 #                  exe, name (with *), pid, port, address (10.0.0.0/8), side; all named must match
 # [[service]]      name, and exe, process or port: names a service
 # routes.patterns  [\"/files/{name}\"]: routes that come before what is found
+# identity.key_file        key of the hashes that name principals; made at the first start (0600)
+# identity.api_key_headers, identity.api_key_query   more names that carry API keys
 # limits.*         bounds of memory
 # agent.socket     where `apiscope top` finds the agent
 # agent.interval_s seconds between two outputs in a pipe

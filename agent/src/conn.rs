@@ -10,11 +10,12 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
     exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side},
-    proto::http1,
+    proto::{credential::Principals, http1},
     stats::{Loss, Stats, Unread},
 };
 
@@ -24,6 +25,8 @@ pub const MAX_CONNECTIONS: usize = 131_072;
 pub const MAX_PIPELINE: usize = 256;
 /// Most bytes of unfinished heads in all.
 pub const MAX_PARTIAL_BYTES: usize = 16 << 20;
+/// Usual bytes of a head that comes in parts.
+const MAX_HEAD: usize = 8 << 10;
 /// Most client-side exchanges that wait for what the server's end tells.
 const MAX_HELD: usize = 1024;
 /// How long they wait, ns.
@@ -65,6 +68,8 @@ pub struct Connections {
     /// Client-side exchanges whose end the other end of the connection may still tell.
     held: VecDeque<(u64, Exchange)>,
     partial_bytes: usize,
+    /// Turns credentials into principals.
+    principals: Principals,
     /// Nanoseconds from the monotonic clock to the epoch.
     epoch: u64,
     stats: Arc<Stats>,
@@ -81,7 +86,7 @@ struct Connection {
     peer_sock: u64,
     pending: VecDeque<Box<Pending>>,
     /// Heads that are not whole: [0] received, [1] sent.
-    partial: [Vec<u8>; 2],
+    partial: [Zeroizing<Vec<u8>>; 2],
     /// Set when the other end of a unix connection closed.
     eof_at: u64,
 }
@@ -119,9 +124,17 @@ impl Connections {
             spare: Vec::new(),
             held: VecDeque::new(),
             partial_bytes: 0,
+            principals: Principals::default(),
             epoch,
             stats,
         }
+    }
+
+    /// Names principals; without this there are only schemes.
+    #[must_use]
+    pub fn with_principals(mut self, principals: Principals) -> Self {
+        self.principals = principals;
+        self
     }
 
     /// Connections that are kept.
@@ -145,7 +158,7 @@ impl Connections {
                 if let Some(connection) = self.table.get_mut(&event.conn) {
                     let partial = &mut connection.partial[usize::from(sent)];
                     self.partial_bytes -= partial.len();
-                    *partial = Vec::new();
+                    *partial = Zeroizing::default();
                 }
             }
             What::Eof => self.eof(event.conn, event.ts),
@@ -182,7 +195,7 @@ impl Connections {
                 sock: opened.sock,
                 peer_sock: opened.peer_sock,
                 pending: VecDeque::new(),
-                partial: [Vec::new(), Vec::new()],
+                partial: Default::default(),
                 eof_at: 0,
             },
         );
@@ -199,11 +212,14 @@ impl Connections {
         let partial = &mut connection.partial[usize::from(head.message.sent)];
         if head.first && !partial.is_empty() {
             self.partial_bytes -= partial.len();
-            partial.clear();
+            partial.zeroize();
         }
         if !head.last {
             if self.partial_bytes + head.bytes.len() <= MAX_PARTIAL_BYTES {
                 self.partial_bytes += head.bytes.len();
+                // Growing would leave copies of credentials behind.
+                let room = if partial.is_empty() { MAX_HEAD.max(head.bytes.len()) } else { head.bytes.len() };
+                partial.reserve_exact(room);
                 partial.extend_from_slice(head.bytes);
             }
             return;
@@ -228,7 +244,7 @@ impl Connections {
             connection.side = Some(if message.response == message.sent { Side::Server } else { Side::Client });
         }
         if !message.response {
-            let Some(request) = http1::request(bytes) else {
+            let Some(request) = http1::request_of(bytes, &self.principals) else {
                 self.stats.miss(Unread::Framing, 1);
                 return;
             };
@@ -373,7 +389,7 @@ impl Connections {
             end,
             attribution: Attribution::Socket,
             auth: request.auth,
-            principal: None,
+            principal: request.principal,
             caller: None,
             pid: if pending.pid == 0 { connection.pid } else { pending.pid },
             exe: connection.identity.exe.clone(),
@@ -381,6 +397,7 @@ impl Connections {
             trace: request.trace,
             user_agent: request.user_agent,
             response_type: response.media_type,
+            marks: request.marks.with(response.marks),
         };
         recycle(&mut self.spare, pending);
         if !self.held.is_empty() && side == Side::Server {
@@ -450,7 +467,7 @@ impl Connections {
             }
         }
         if let Some(connection) = self.table.remove(&id) {
-            self.partial_bytes -= connection.partial.iter().map(Vec::len).sum::<usize>();
+            self.partial_bytes -= connection.partial.iter().map(|p| p.len()).sum::<usize>();
             if peer != 0
                 && matches!(connection.local, Peer::Unix(_))
                 && let Some(other) = self.unix.get(&peer).and_then(|id| self.table.get_mut(id))

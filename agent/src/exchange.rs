@@ -68,6 +68,55 @@ pub struct Exchange {
     pub user_agent: Option<Box<str>>,
     /// Media type of the answer without parameters, lower case.
     pub response_type: Option<Box<str>>,
+    /// What the heads said beside that.
+    pub marks: Marks,
+}
+
+/// Things that a head may say and detectors ask for: a set of the constants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks(u8);
+
+impl Marks {
+    /// The answer asks who is there: `WWW-Authenticate` (RFC 9110 section 11.6.1).
+    pub const CHALLENGE: Self = Self(1);
+    /// The answer says that the endpoint is deprecated: `Deprecation` (RFC 9745).
+    pub const DEPRECATED: Self = Self(2);
+    /// The answer says when the endpoint goes: `Sunset` (RFC 8594).
+    pub const SUNSET: Self = Self(4);
+    /// The request asks to be treated as another method: `X-HTTP-Method-Override` and its kind.
+    pub const METHOD_OVERRIDE: Self = Self(8);
+    const NAMES: [(Self, &str); 4] = [
+        (Self::CHALLENGE, "challenge"),
+        (Self::DEPRECATED, "deprecated"),
+        (Self::SUNSET, "sunset"),
+        (Self::METHOD_OVERRIDE, "method_override"),
+    ];
+
+    /// Adds these.
+    pub fn insert(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    /// The marks of both.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Are all of these set?
+    #[must_use]
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Names of what is set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(m, _)| self.has(*m)).map(|(_, name)| name)
+    }
+
+    fn from_names<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        names.filter_map(|n| Self::NAMES.iter().find(|(_, name)| *name == n)).fold(Self(0), |all, (m, _)| all.with(*m))
+    }
 }
 
 /// Most query parameter names kept of one request.
@@ -360,6 +409,7 @@ impl Default for Exchange {
             trace: None,
             user_agent: None,
             response_type: None,
+            marks: Marks::default(),
         }
     }
 }
@@ -380,15 +430,7 @@ impl Exchange {
             object.text("path", path);
         }
         if !self.query_keys.is_empty() {
-            object.key("query_keys");
-            object.out.push(b'[');
-            for (i, key) in self.query_keys.iter().enumerate() {
-                if i > 0 {
-                    object.out.push(b',');
-                }
-                quote(key, object.out);
-            }
-            object.out.push(b']');
+            object.list("query_keys", self.query_keys.iter().map(|k| &**k));
         }
         object.number("status", u64::from(self.status));
         object.number("request_bytes", self.request_bytes);
@@ -433,6 +475,9 @@ impl Exchange {
         }
         if let Some(media) = &self.response_type {
             object.text("response_type", media);
+        }
+        if self.marks != Marks::default() {
+            object.list("marks", self.marks.names());
         }
         object.out.extend_from_slice(b"}\n");
     }
@@ -496,6 +541,8 @@ struct Line<'a> {
     parent_id: Option<Box<str>>,
     user_agent: Option<Box<str>>,
     response_type: Option<Box<str>>,
+    #[serde(default, borrow)]
+    marks: Vec<std::borrow::Cow<'a, str>>,
 }
 
 impl From<Line<'_>> for Exchange {
@@ -530,6 +577,7 @@ impl From<Line<'_>> for Exchange {
             trace: trace.map(|(trace_id, parent_id)| TraceContext { trace_id, parent_id, sampled: false }),
             user_agent: line.user_agent,
             response_type: line.response_type,
+            marks: Marks::from_names(line.marks.iter().map(|n| &**n)),
         }
     }
 }
@@ -588,6 +636,18 @@ impl<'a> Object<'a> {
     fn text(&mut self, key: &str, value: &str) {
         self.key(key);
         quote(value, self.out);
+    }
+
+    fn list<'v>(&mut self, key: &str, values: impl Iterator<Item = &'v str>) {
+        self.key(key);
+        self.out.push(b'[');
+        for (i, value) in values.enumerate() {
+            if i > 0 {
+                self.out.push(b',');
+            }
+            quote(value, self.out);
+        }
+        self.out.push(b']');
     }
 
     fn hex(&mut self, key: &str, value: &[u8]) {
@@ -663,6 +723,7 @@ mod tests {
             tls_version: Some(TlsVersion::Tls13),
             end: End::Upgraded,
             auth: Auth::Digest,
+            marks: Marks::CHALLENGE.with(Marks::SUNSET),
             trace: Some(TraceContext { trace_id: [7; 16], parent_id: [9; 8], sampled: false }),
             ..Exchange::default()
         };

@@ -27,6 +27,7 @@ use crate::{
         load::{Kernel, Wanted},
         ring::Reader,
     },
+    proto::credential::Principals,
     recording::Recording,
     route::Routes,
     stats::{self, Loss, Stats, Totals},
@@ -98,6 +99,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         None => None,
     };
     let exporter = Exporter::start(stats.clone())?;
+    let principals = principals(config);
     let socket = match Socket::bind(&config.agent.socket) {
         Ok(socket) => Some(socket),
         Err(e) if options.socket_named || e.to_string().starts_with("another agent") => return Err(e),
@@ -113,7 +115,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     };
     let (kernel, reader) = Kernel::start(wanted)?;
     log::info!("every probe is attached");
-    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter);
+    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter, principals);
     stats.ready.store(true, Ordering::Relaxed);
     let socket_path = socket.as_ref().map(|s| s.path().to_owned());
     std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -141,6 +143,20 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     })?;
     capture.finish()?;
     Ok(stats.totals())
+}
+
+/// What names principals. An agent that cannot keep a key works with one for this run.
+fn principals(config: &Config) -> Principals {
+    let identity = &config.identity;
+    Principals::load(&identity.key_file, &identity.api_key_headers, &identity.api_key_query).unwrap_or_else(|e| {
+        log::warn!("{e:#}: principals have a key of this run only, and other names after it");
+        let mut key = zeroize::Zeroizing::new([0; 32]);
+        let random = std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut *key));
+        let made = random
+            .map_err(Into::into)
+            .and_then(|()| Principals::new(&*key, &identity.api_key_headers, &identity.api_key_query));
+        made.unwrap_or_default()
+    })
 }
 
 impl Shared {
@@ -232,10 +248,11 @@ impl Capture {
         kernel: Kernel,
         recording: Option<Recording>,
         exporter: Option<Exporter>,
+        principals: Principals,
     ) -> Self {
         let config = options.config.clone();
         Self {
-            connections: Connections::new(epoch(), stats.clone()),
+            connections: Connections::new(epoch(), stats.clone()).with_principals(principals),
             inner: Inner {
                 processes: Processes::default(),
                 routes: Routes::new(&config.routes.patterns),

@@ -116,7 +116,7 @@ impl Recording {
 
 /// The route with a keyed hash in place of each parameter: equal ids stay equal, and unreadable.
 fn hashed(path: &str, route: &str, key: &[u8; 32]) -> String {
-    use hmac::{Hmac, Mac as _};
+    use hmac::{Hmac, KeyInit as _, Mac as _};
     let mut out = String::with_capacity(path.len() + 16);
     let parts = path.split('/').filter(|s| !s.is_empty());
     for (segment, template) in parts.zip(route.split('/').filter(|s| !s.is_empty())) {

@@ -2,7 +2,8 @@
 //! long its message is; here it is read for what an exchange carries. Lenient on purpose: what a
 //! server accepted must be counted, well-formed or not.
 
-use crate::exchange::{Auth, MAX_QUERY_KEYS, MAX_USER_AGENT, Method, Protocol, TraceContext, unhex};
+use super::credential::{Principals, Reader};
+use crate::exchange::{Auth, MAX_QUERY_KEYS, MAX_USER_AGENT, Marks, Method, Protocol, TraceContext, unhex};
 
 /// Longest name of a query parameter that is kept, in bytes.
 const MAX_QUERY_KEY: usize = 64;
@@ -20,6 +21,10 @@ pub struct Request {
     pub protocol: Protocol,
     /// Kind of credential.
     pub auth: Auth,
+    /// Keyed hash of who the credential stands for.
+    pub principal: Option<Box<str>>,
+    /// What else detectors ask for.
+    pub marks: Marks,
     /// `traceparent`.
     pub trace: Option<TraceContext>,
     /// `User-Agent`, cut.
@@ -35,11 +40,19 @@ pub struct Response {
     pub media_type: Option<Box<str>>,
     /// `Upgrade: websocket`.
     pub websocket: bool,
+    /// What else detectors ask for.
+    pub marks: Marks,
+}
+
+/// Reads the head of a request, without principals. `None` when its first line is none.
+#[must_use]
+pub fn request(head: &[u8]) -> Option<Request> {
+    request_of(head, &Principals::default())
 }
 
 /// Reads the head of a request. `None` when its first line is none.
 #[must_use]
-pub fn request(head: &[u8]) -> Option<Request> {
+pub fn request_of(head: &[u8], principals: &Principals) -> Option<Request> {
     let (line, fields) = first_line(head);
     let space = memchr::memchr(b' ', line)?;
     let (method, rest) = (&line[..space], &line[space + 1..]);
@@ -60,12 +73,21 @@ pub fn request(head: &[u8]) -> Option<Request> {
         query_keys: query_keys(query),
         protocol,
         auth: Auth::None,
+        principal: None,
+        marks: Marks::default(),
         trace: None,
         user_agent: None,
     };
+    let mut credentials = principals.reader();
+    if !query.is_empty() {
+        query_credentials(query, &mut credentials);
+    }
     for (name, value) in Fields(fields) {
         field(&mut request, name, value);
+        credentials.field(name, value);
     }
+    let credential = credentials.finish();
+    (request.auth, request.principal) = (credential.auth, credential.principal);
     Some(request)
 }
 
@@ -74,28 +96,15 @@ pub fn request(head: &[u8]) -> Option<Request> {
 fn field(request: &mut Request, name: &[u8], value: &[u8]) {
     let is = |wanted: &[u8]| name.eq_ignore_ascii_case(wanted);
     match (name.len(), name[0] | 0x20) {
-        (13, b'a') if is(b"authorization") => request.auth = scheme(value),
         (11, b't') if is(b"traceparent") => request.trace = traceparent(value),
         (10, b'u') if is(b"user-agent") => {
             let end = value.len().min(MAX_USER_AGENT);
             request.user_agent = Some(String::from_utf8_lossy(&value[..end]).into());
         }
-        (6, b'c') if is(b"cookie") && request.auth == Auth::None => request.auth = Auth::Cookie,
-        (9, b'x') if is(b"x-api-key") => api_key(request),
-        (7, b'a') if is(b"api-key") => api_key(request),
-        (6, b'a') if is(b"apikey") => api_key(request),
-        (8, b'x') if is(b"x-apikey") => api_key(request),
-        (12, b'x') if is(b"x-auth-token") => api_key(request),
-        (14, b'x') if is(b"x-access-token") => api_key(request),
-        (14, b'x') if is(b"x-goog-api-key") => api_key(request),
-        (25, b'o') if is(b"ocp-apim-subscription-key") => api_key(request),
+        (22, b'x') if is(b"x-http-method-override") => request.marks.insert(Marks::METHOD_OVERRIDE),
+        (17, b'x') if is(b"x-method-override") => request.marks.insert(Marks::METHOD_OVERRIDE),
+        (13, b'x') if is(b"x-http-method") => request.marks.insert(Marks::METHOD_OVERRIDE),
         _ => {}
-    }
-}
-
-fn api_key(request: &mut Request) {
-    if matches!(request.auth, Auth::None | Auth::Cookie) {
-        request.auth = Auth::ApiKey;
     }
 }
 
@@ -119,6 +128,9 @@ pub fn response(head: &[u8]) -> Option<Response> {
             (7, b'u') if name.eq_ignore_ascii_case(b"upgrade") => {
                 response.websocket = value.eq_ignore_ascii_case(b"websocket");
             }
+            (16, b'w') if name.eq_ignore_ascii_case(b"www-authenticate") => response.marks.insert(Marks::CHALLENGE),
+            (11, b'd') if name.eq_ignore_ascii_case(b"deprecation") => response.marks.insert(Marks::DEPRECATED),
+            (6, b's') if name.eq_ignore_ascii_case(b"sunset") => response.marks.insert(Marks::SUNSET),
             _ => {}
         }
     }
@@ -202,17 +214,12 @@ fn query_keys(query: &[u8]) -> Vec<Box<str>> {
         .collect()
 }
 
-/// Scheme of an `Authorization` value (RFC 9110 section 11.4).
-fn scheme(value: &[u8]) -> Auth {
-    let end = memchr::memchr(b' ', value).unwrap_or(value.len());
-    match value[..end].to_ascii_lowercase().as_slice() {
-        b"" => Auth::None,
-        b"basic" => Auth::Basic,
-        b"bearer" => Auth::Bearer,
-        b"digest" => Auth::Digest,
-        b"negotiate" | b"ntlm" | b"kerberos" => Auth::Negotiate,
-        b"apikey" | b"api-key" | b"token" => Auth::ApiKey,
-        _ => Auth::Other,
+/// Hands out the parameters; only their names are kept elsewhere.
+fn query_credentials(query: &[u8], credentials: &mut Reader<'_>) {
+    for pair in query.split(|&b| b == b'&').take(4 * MAX_QUERY_KEYS) {
+        if let Some(at) = memchr::memchr(b'=', pair) {
+            credentials.query(&pair[..at], &pair[at + 1..]);
+        }
     }
 }
 

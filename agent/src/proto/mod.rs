@@ -1,4 +1,5 @@
 //! Bytes of heads -> what an exchange needs of them. Nothing here fails: what cannot be read is left
 //! out. **Invariant**: credentials, cookies, query values and bodies end here.
 
+pub mod credential;
 pub mod http1;

@@ -1,0 +1,554 @@
+//! Credentials -> who asks, without keeping what they showed: header fields and query parameters go in,
+//! a scheme and a keyed hash come out. One [`Reader`] per request; the decoders of every HTTP version
+//! hand it their (name, value) pairs.
+//!
+//! A principal is HMAC-SHA-256(key, kind ‖ identity) cut to 64 bits, written as 16 hexadecimal digits.
+//! When a request carries several credentials the one that names its holder best wins: the certificate of
+//! the connection, then `Authorization` (of a JWT its issuer and subject, of Basic and Digest the user
+//! name), then an API key, then a client certificate that a proxy vouches for
+//! (`X-Forwarded-Client-Cert`), then a session cookie. A JWT is not verified here: whoever counts
+//! principals counts a refused request as nobody's. Negotiate and NTLM tokens change with every
+//! connection, so they have a scheme but no principal.
+//!
+//! **Invariant**: no credential outlives the call that brought it. What is decoded on the way is wiped,
+//! and so are the states of the hash (`zeroize` of `hmac` and `sha2`).
+
+use std::{
+    borrow::Cow,
+    fmt,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig},
+};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde::Deserialize;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::exchange::Auth;
+
+/// Names the key of principals in the environment, as text of at least [`MIN_KEY`] bytes.
+pub const KEY_VARIABLE: &str = "APISCOPE_PRINCIPAL_KEY";
+/// Shortest key, bytes.
+pub const MIN_KEY: usize = 16;
+/// Longest key file that is read, bytes.
+const MAX_KEY: u64 = 4096;
+/// Longest part of a JWT or a Basic credential that is decoded, bytes of base64; a longer one is hashed whole.
+const MAX_DECODED: usize = 4096;
+/// Shortest value of a cookie of unknown purpose that may name somebody, bytes.
+const MIN_TOKEN: usize = 16;
+
+/// Header fields that carry API keys, lower case. More are configured by `identity.api_key_headers`.
+const API_KEY_HEADERS: [&str; 11] = [
+    "x-api-key",
+    "api-key",
+    "apikey",
+    "x-apikey",
+    "x-auth-token",
+    "x-access-token",
+    "x-goog-api-key",
+    "x-functions-key",
+    "x-vault-token",
+    "private-token",
+    "ocp-apim-subscription-key",
+];
+/// Query parameters that carry credentials, lower case. More are configured by `identity.api_key_query`.
+pub const CREDENTIAL_QUERY: [&str; 12] = [
+    "api_key",
+    "apikey",
+    "api-key",
+    "access_token",
+    "auth_token",
+    "token",
+    "subscription-key",
+    "jwt",
+    "x-amz-credential",
+    "x-goog-credential",
+    "sig",
+    "key",
+];
+/// Parts of the names of cookies that carry sessions.
+const SESSION_COOKIE: [&str; 8] = ["sess", "sid", "auth", "token", "jwt", "login", "remember", "identity"];
+/// Beginnings of the names of cookies that say nothing about who is allowed what: analytics, consent,
+/// forgery protection, display.
+const OTHER_COOKIE: [&str; 27] = [
+    "_ga",
+    "_gid",
+    "_gat",
+    "_gcl",
+    "__utm",
+    "_fb",
+    "_hj",
+    "_pk",
+    "_uet",
+    "_cl",
+    "_dd",
+    "_tt",
+    "_pin",
+    "ajs_",
+    "amp_",
+    "amplitude",
+    "mp_",
+    "optimizely",
+    "intercom-id",
+    "cookie",
+    "consent",
+    "csrf",
+    "xsrf",
+    "_csrf",
+    "lang",
+    "locale",
+    "theme",
+];
+
+/// Turns credentials into principals. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Principals {
+    mac: Option<Hmac<Sha256>>,
+    headers: Vec<Box<str>>,
+    query: Vec<Box<str>>,
+}
+
+/// Reads the credentials of one request.
+pub struct Reader<'p> {
+    principals: &'p Principals,
+    rank: u8,
+    auth: Auth,
+    principal: Option<u64>,
+}
+
+/// What a request's credentials say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// The scheme.
+    pub auth: Auth,
+    /// The keyed hash of who it stands for: 16 hexadecimal digits.
+    pub principal: Option<Box<str>>,
+}
+
+/// What of an `X-` or JWT payload names the holder.
+#[derive(Deserialize)]
+struct Claims<'a> {
+    #[serde(borrow, default)]
+    iss: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    sub: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    client_id: Option<Cow<'a, str>>,
+}
+
+/// Accepts both alphabets' padding habits: issuers differ.
+const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+    .with_decode_allow_trailing_bits(true)
+    .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+
+impl Principals {
+    /// With this key, and the names of more fields and parameters that carry API keys.
+    ///
+    /// # Errors
+    /// The key is shorter than [`MIN_KEY`].
+    pub fn new(key: &[u8], headers: &[String], query: &[String]) -> anyhow::Result<Self> {
+        if key.len() < MIN_KEY {
+            bail!("the key of principals has {} bytes: it must have at least {MIN_KEY}", key.len());
+        }
+        let lower = |names: &[String]| names.iter().map(|n| n.to_ascii_lowercase().into()).collect();
+        let mac = Hmac::new_from_slice(key).map_err(|_| anyhow::anyhow!("the key of principals cannot be used"))?;
+        Ok(Self { mac: Some(mac), headers: lower(headers), query: lower(query) })
+    }
+
+    /// With the key from [`KEY_VARIABLE`], else from `file`, which is made (mode 0600, 32 random bytes as
+    /// hexadecimal digits) when there is none. Nodes that share the key share their principals.
+    ///
+    /// # Errors
+    /// The file cannot be read or made, others may read it, or the key is too short.
+    pub fn load(file: &Path, headers: &[String], query: &[String]) -> anyhow::Result<Self> {
+        let key = match std::env::var(KEY_VARIABLE) {
+            Ok(text) if !text.trim().is_empty() => Zeroizing::new(text.trim().as_bytes().to_vec()),
+            _ => read_or_make(file)?,
+        };
+        Self::new(&key, headers, query)
+    }
+
+    /// Reads the credentials of one request.
+    #[must_use]
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { principals: self, rank: 0, auth: Auth::None, principal: None }
+    }
+
+    /// The principal of an identity; 64 bits of its HMAC. `None` without a key.
+    #[inline(never)]
+    fn hash(&self, kind: &str, parts: [&[u8]; 2]) -> Option<u64> {
+        let mut mac = self.mac.clone()?;
+        mac.update(kind.as_bytes());
+        for part in parts {
+            // The length first: no two lists of parts are the same text.
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().first_chunk().map(|b| u64::from_be_bytes(*b))
+    }
+}
+
+impl fmt::Debug for Principals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Principals").field("key", &self.mac.as_ref().map(|_| "set")).finish_non_exhaustive()
+    }
+}
+
+impl Reader<'_> {
+    /// Takes one header field. Names may be in any case; the first byte and the length are enough to pass
+    /// over most.
+    pub fn field(&mut self, name: &[u8], value: &[u8]) {
+        let Some(first) = name.first() else { return };
+        match (name.len(), first | 0x20) {
+            (13, b'a') if name.eq_ignore_ascii_case(b"authorization") => self.authorization(value),
+            (6, b'c') if name.eq_ignore_ascii_case(b"cookie") => self.cookies(value),
+            (23, b'x') if name.eq_ignore_ascii_case(b"x-forwarded-client-cert") => self.forwarded_certificate(value),
+            (6..=25, b'a' | b'x' | b'o' | b'p') if self.is_key(&API_KEY_HEADERS, name) => self.api_key(value),
+            _ if !self.principals.headers.is_empty()
+                && self.principals.headers.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(name)) =>
+            {
+                self.api_key(value);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes one query parameter as sent, not decoded.
+    pub fn query(&mut self, key: &[u8], value: &[u8]) {
+        if value.is_empty() || key.len() < 3 || key.len() > 32 {
+            return;
+        }
+        let configured = || self.principals.query.iter().any(|q| q.as_bytes().eq_ignore_ascii_case(key));
+        if self.is_key(&CREDENTIAL_QUERY, key) || configured() {
+            self.api_key(value);
+        }
+    }
+
+    /// Takes what names the holder of the connection's client certificate: its subject, or a SPIFFE id.
+    pub fn certificate(&mut self, subject: &[u8]) {
+        self.take(6, Auth::Mtls, "certificate", [b"", subject]);
+    }
+
+    /// What the credentials say in all.
+    #[must_use]
+    pub fn finish(self) -> Credential {
+        Credential { auth: self.auth, principal: self.principal.map(|p| format!("{p:016x}").into()) }
+    }
+
+    fn is_key(&self, names: &[&str], name: &[u8]) -> bool {
+        names.iter().any(|n| n.len() == name.len() && n.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    fn take(&mut self, rank: u8, auth: Auth, kind: &str, parts: [&[u8]; 2]) {
+        if rank > self.rank {
+            self.rank = rank;
+            self.auth = auth;
+            self.principal = self.principals.hash(kind, parts);
+        }
+    }
+
+    fn api_key(&mut self, value: &[u8]) {
+        if !value.is_empty() {
+            self.take(4, Auth::ApiKey, "key", [b"", value]);
+        }
+    }
+
+    /// `Authorization` (RFC 9110 section 11.6.2). A scheme without a credential is none.
+    fn authorization(&mut self, value: &[u8]) {
+        let end = memchr::memchr(b' ', value).unwrap_or(value.len());
+        let (scheme, rest) = (&value[..end], value[end..].trim_ascii());
+        let is = |names: &[&str]| names.iter().any(|n| scheme.eq_ignore_ascii_case(n.as_bytes()));
+        if is(&["negotiate", "ntlm", "kerberos"]) {
+            if self.rank < 5 {
+                (self.rank, self.auth, self.principal) = (5, Auth::Negotiate, None);
+            }
+        } else if rest.is_empty() {
+            // A bare token without a scheme is a habit of some APIs.
+            if scheme.len() >= MIN_TOKEN {
+                self.take(5, Auth::Other, "other", [b"", scheme]);
+            }
+        } else if is(&["bearer", "dpop"]) {
+            self.bearer(rest);
+        } else if is(&["basic"]) {
+            let mut buffer = Zeroizing::new([0; MAX_DECODED]);
+            let user = decode(&STANDARD, rest, &mut buffer)
+                .and_then(|text| memchr::memchr(b':', text).map(|colon| &text[..colon]));
+            match user.filter(|u| !u.is_empty()) {
+                Some(user) => self.take(5, Auth::Basic, "basic", [b"user", user]),
+                None => self.take(5, Auth::Basic, "basic", [b"", rest]),
+            }
+        } else if is(&["digest"]) {
+            let user = parameter(rest, b"username").unwrap_or(rest);
+            self.take(5, Auth::Digest, "digest", [b"", user]);
+        } else if is(&["apikey", "api-key", "token"]) {
+            self.take(5, Auth::ApiKey, "key", [b"", rest]);
+        } else {
+            // AWS Signature: the key's id; the signature is new with every request.
+            let who = parameter(rest, b"Credential").map(|c| &c[..memchr::memchr(b'/', c).unwrap_or(c.len())]);
+            self.take(5, Auth::Other, "other", [scheme, who.unwrap_or(rest)]);
+        }
+    }
+
+    fn bearer(&mut self, token: &[u8]) {
+        if self.rank >= 5 {
+            return;
+        }
+        let mut parts = token.split(|&b| b == b'.');
+        if let (Some(head), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+            && head.starts_with(b"ey")
+        {
+            let mut buffer = Zeroizing::new([0; MAX_DECODED]);
+            let claims = decode(&URL_SAFE, payload, &mut buffer)
+                .and_then(|json| serde_json::from_slice::<Claims<'_>>(json).ok());
+            if let Some(claims) = claims
+                && let Some(who) = claims.sub.or(claims.client_id).map(|w| Zeroizing::new(w.into_owned()))
+            {
+                let issuer = Zeroizing::new(claims.iss.unwrap_or_default().into_owned());
+                return self.take(5, Auth::Bearer, "jwt", [issuer.as_bytes(), who.as_bytes()]);
+            }
+        }
+        self.take(5, Auth::Bearer, "bearer", [b"", token]);
+    }
+
+    /// The subject, URI or hash that a proxy took from its client's certificate; the last element is
+    /// the nearest proxy's.
+    fn forwarded_certificate(&mut self, value: &[u8]) {
+        let last = value.rsplit(|&b| b == b',').next().unwrap_or_default();
+        let named = [&b"URI"[..], b"Subject", b"Hash"].into_iter().find_map(|name| {
+            last.split(|&b| b == b';').find_map(|part| {
+                let part = part.trim_ascii();
+                let rest = part.get(name.len()..)?.strip_prefix(b"=")?;
+                part[..name.len()].eq_ignore_ascii_case(name).then_some(rest)
+            })
+        });
+        if let Some(subject) = named.filter(|s| !s.is_empty()) {
+            self.take(3, Auth::Mtls, "certificate", [b"", subject]);
+        }
+    }
+
+    /// `Cookie` (RFC 6265 section 4.2.1); HTTP/2 may bring each pair as a field of its own.
+    fn cookies(&mut self, value: &[u8]) {
+        for pair in value.split(|&b| b == b';') {
+            let Some((name, value)) = pair.trim_ascii().split_once_byte(b'=') else { continue };
+            if value.is_empty() || starts_with_any(name, &OTHER_COOKIE) {
+                continue;
+            }
+            if contains_any(name, &SESSION_COOKIE) && !contains_any(name, &["csrf", "xsrf"]) {
+                self.take(2, Auth::Cookie, "cookie", [name, value]);
+            } else if value.len() >= MIN_TOKEN {
+                self.take(1, Auth::Cookie, "cookie", [name, value]);
+            } else if self.rank == 0 {
+                self.auth = Auth::Cookie;
+            }
+        }
+    }
+}
+
+/// What `slice::split_once` will be.
+trait SplitOnce {
+    fn split_once_byte(&self, at: u8) -> Option<(&[u8], &[u8])>;
+}
+
+impl SplitOnce for [u8] {
+    fn split_once_byte(&self, at: u8) -> Option<(&[u8], &[u8])> {
+        let i = self.iter().position(|&b| b == at)?;
+        Some((&self[..i], &self[i + 1..]))
+    }
+}
+
+fn starts_with_any(name: &[u8], starts: &[&str]) -> bool {
+    starts.iter().any(|s| name.len() >= s.len() && name[..s.len()].eq_ignore_ascii_case(s.as_bytes()))
+}
+
+fn contains_any(name: &[u8], parts: &[&str]) -> bool {
+    parts.iter().any(|p| name.windows(p.len()).any(|w| w.eq_ignore_ascii_case(p.as_bytes())))
+}
+
+/// Decodes base64 into `buffer`; `None` when it is none or too long.
+fn decode<'b>(engine: &GeneralPurpose, text: &[u8], buffer: &'b mut [u8; MAX_DECODED]) -> Option<&'b [u8]> {
+    if text.len() > MAX_DECODED {
+        return None;
+    }
+    let n = engine.decode_slice(text, buffer).ok()?;
+    buffer.get(..n)
+}
+
+/// The value of `name=value` or `name="value"` in a list separated by commas.
+fn parameter<'v>(list: &'v [u8], name: &[u8]) -> Option<&'v [u8]> {
+    list.split(|&b| b == b',').find_map(|part| {
+        let (key, value) = part.trim_ascii().split_once_byte(b'=')?;
+        key.eq_ignore_ascii_case(name)
+            .then(|| value.strip_prefix(b"\"").unwrap_or(value))
+            .map(|v| v.strip_suffix(b"\"").unwrap_or(v))
+    })
+}
+
+fn read_or_make(file: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let failed = |what: &str| format!("failed to {what} the key of principals {}", file.display());
+    match std::fs::File::open(file) {
+        Ok(opened) => {
+            let mode = opened.metadata().with_context(|| failed("read"))?.permissions().mode();
+            // A file that is mounted from a Kubernetes secret may be readable by its group.
+            if mode & 0o007 != 0 {
+                bail!("others may read the key of principals {}: chmod 600 it", file.display());
+            }
+            let mut key = Zeroizing::new(Vec::with_capacity(256));
+            opened.take(MAX_KEY).read_to_end(&mut key).with_context(|| failed("read"))?;
+            let end = key.trim_ascii_end().len();
+            key.truncate(end);
+            Ok(key)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
+                std::fs::create_dir_all(folder).with_context(|| failed("make"))?;
+            }
+            let mut random = Zeroizing::new([0; 32]);
+            std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut *random))?;
+            let mut text = Zeroizing::new(Vec::with_capacity(64));
+            for byte in random.iter() {
+                text.extend([byte >> 4, byte & 15].map(|d| b"0123456789abcdef"[usize::from(d)]));
+            }
+            // Written beside and renamed: another agent that starts now sees a whole key or none.
+            let beside = PathBuf::from(format!("{}.{}", file.display(), std::process::id()));
+            let mut out = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&beside)
+                .with_context(|| failed("make"))?;
+            let written = out.write_all(&text).and_then(|()| std::fs::hard_link(&beside, file));
+            std::fs::remove_file(&beside)?;
+            match written {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => read_or_make(file),
+                written => written.map(|()| text).with_context(|| failed("make")),
+            }
+        }
+        Err(e) => Err(e).with_context(|| failed("read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn principals() -> Principals {
+        Principals::new(&[7; 32], &["X-Shop-Key".into()], &["pass".into()]).expect("a key")
+    }
+
+    fn read(fields: &[(&str, &str)]) -> (Auth, Option<String>) {
+        let principals = principals();
+        let mut reader = principals.reader();
+        for (name, value) in fields {
+            reader.field(name.as_bytes(), value.as_bytes());
+        }
+        let credential = reader.finish();
+        (credential.auth, credential.principal.map(Into::into))
+    }
+
+    fn jwt(payload: &str) -> String {
+        let part = |text: &str| URL_SAFE.encode(text).trim_end_matches('=').to_owned();
+        format!("Bearer {}.{}.c2ln", part(r#"{"alg":"RS256"}"#), part(payload))
+    }
+
+    #[test]
+    fn every_scheme() {
+        for (name, value, auth, named) in [
+            ("authorization", "Basic YW5uOnNlY3JldA==", Auth::Basic, true),
+            ("Authorization", "bearer opaque-token", Auth::Bearer, true),
+            ("AUTHORIZATION", "Digest username=\"ann\", realm=\"x\", response=\"0\"", Auth::Digest, true),
+            ("Authorization", "Negotiate YII", Auth::Negotiate, false),
+            ("Authorization", "Token abc", Auth::ApiKey, true),
+            ("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/2026/x, Signature=1", Auth::Other, true),
+            ("Authorization", "Bearer", Auth::None, false),
+            ("Authorization", "", Auth::None, false),
+            ("X-API-Key", "k", Auth::ApiKey, true),
+            ("x-shop-key", "k", Auth::ApiKey, true),
+            ("X-Forwarded-Client-Cert", "By=a;Hash=9f;Subject=\"CN=shop\"", Auth::Mtls, true),
+            ("Cookie", "_ga=GA1.2.3; theme=dark", Auth::None, false),
+            ("Cookie", "_ga=GA1.2.3; sessionid=1", Auth::Cookie, true),
+            ("Cookie", "s=1", Auth::Cookie, false),
+            ("cookie", "u=0123456789abcdef0", Auth::Cookie, true),
+            ("Cookie", "csrftoken=0123456789abcdef0", Auth::None, false),
+            ("X-Request-Id", "k", Auth::None, false),
+        ] {
+            let (seen, principal) = read(&[(name, value)]);
+            assert_eq!((seen, principal.is_some()), (auth, named), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn the_holder_counts_not_the_token() {
+        let one = read(&[("authorization", &jwt(r#"{"iss":"i","sub":"ann","exp":1}"#))]);
+        assert_eq!(one, read(&[("authorization", &jwt(r#"{"exp":2,"sub":"ann","iss":"i","x":[{}]}"#))]));
+        assert_ne!(one, read(&[("authorization", &jwt(r#"{"iss":"j","sub":"ann"}"#))]));
+        assert_ne!(one, read(&[("authorization", "Bearer ey.x.y")]));
+        let basic = |text: &str| read(&[("authorization", &format!("Basic {}", STANDARD.encode(text)))]);
+        assert_eq!(basic("ann:one"), basic("ann:two"));
+        assert_ne!(basic("ann:one"), basic("bob:one"));
+        let cookie = |text: &str| read(&[("cookie", text)]);
+        assert_eq!(cookie("_ga=1; sid=abc; z=0123456789abcdef"), cookie("sid=abc; _ga=2"));
+    }
+
+    #[test]
+    fn the_best_credential_wins_in_any_order() {
+        let all = [("cookie", "sid=abc"), ("x-api-key", "k"), ("authorization", "Bearer t")];
+        let bearer = read(&all[2..]);
+        assert_eq!(read(&all), bearer);
+        assert_eq!(read(&[all[2], all[1], all[0]]), bearer);
+        assert_eq!(read(&all[..2]).0, Auth::ApiKey);
+        let principals = principals();
+        let mut reader = principals.reader();
+        reader.query(b"page", b"1");
+        reader.query(b"access_token", b"t");
+        assert_eq!(reader.finish().auth, Auth::ApiKey);
+        let mut reader = principals.reader();
+        reader.field(b"authorization", b"Bearer t");
+        reader.certificate(b"CN=x");
+        assert_eq!(reader.finish().auth, Auth::Mtls);
+    }
+
+    #[test]
+    fn without_a_key_there_is_a_scheme_only() {
+        let principals = Principals::default();
+        let mut reader = principals.reader();
+        reader.field(b"authorization", b"Bearer t");
+        assert_eq!(reader.finish(), Credential { auth: Auth::Bearer, principal: None });
+        assert!(Principals::new(b"short", &[], &[]).is_err());
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_for_its_owner() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = std::env::temp_dir().join(format!("apiscope-key-{}", std::process::id()));
+        let one = read_or_make(&file).expect("made");
+        assert_eq!(one.len(), 64);
+        assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(*read_or_make(&file).expect("read"), *one);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("ours");
+        assert!(read_or_make(&file).is_err_and(|e| e.to_string().contains("chmod 600")));
+        std::fs::remove_file(&file).expect("removable");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(name in proptest::sample::select(vec!["authorization", "cookie", "x-api-key", "x-forwarded-client-cert"]),
+            value in proptest::collection::vec(proptest::num::u8::ANY, 0..200), start in proptest::sample::select(vec!["", "Basic ", "Bearer ey.", "Digest "])) {
+            let principals = principals();
+            let mut reader = principals.reader();
+            let value = [start.as_bytes(), &value].concat();
+            reader.field(name.as_bytes(), &value);
+            reader.query(b"token", &value);
+            let _ = reader.finish();
+        }
+    }
+}
