@@ -13,6 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use crate::{
     body, conn, emit,
     maps::{Connection, Direction, FRESH, HITS, OPENED, QUIET, SERVER, SYNCED, WORDS, WORK, Work},
+    whole,
 };
 
 /// What the next byte of a direction is.
@@ -40,9 +41,9 @@ pub mod mode {
 }
 
 /// Bits of `Direction::bits`.
-const HAS_LENGTH: u8 = 1;
-const IS_CHUNKED: u8 = 1 << 1;
-const IS_RESPONSE: u8 = 1 << 2;
+pub const HAS_LENGTH: u8 = 1;
+pub const IS_CHUNKED: u8 = 1 << 1;
+pub const IS_RESPONSE: u8 = 1 << 2;
 /// Not a head after all.
 const REJECTED: u8 = 1 << 3;
 /// The end of the message was announced with its head.
@@ -53,8 +54,8 @@ pub const DROPPED: u8 = 1 << 5;
 const PASSED: u8 = 1 << 6;
 
 /// Method classes, as far as they change the framing of the response.
-const METHOD_HEAD: u8 = 1;
-const METHOD_CONNECT: u8 = 2;
+pub const METHOD_HEAD: u8 = 1;
+pub const METHOD_CONNECT: u8 = 2;
 /// The request's head was lost.
 const METHOD_DROPPED: u8 = 0x80;
 
@@ -62,14 +63,14 @@ const METHOD_DROPPED: u8 = 0x80;
 const STRIKES_FRESH: u16 = 8;
 const STRIKES_LATE: u16 = 4096;
 
-const HTTP_1_0: u64 = u64::from_le_bytes(*b"HTTP/1.0");
-const HTTP_1_1: u64 = u64::from_le_bytes(*b"HTTP/1.1");
-const HTTP_1_ANY: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+pub const HTTP_1_0: u64 = u64::from_le_bytes(*b"HTTP/1.0");
+pub const HTTP_1_1: u64 = u64::from_le_bytes(*b"HTTP/1.1");
+pub const HTTP_1_ANY: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
 const HTTP_2_0: u64 = u64::from_le_bytes(*b"HTTP/2.0");
-const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
+pub const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
 /// A word of line feeds.
-const FEEDS: u64 = 0x0a0a_0a0a_0a0a_0a0a;
-const LOWER: u64 = 0x2020_2020_2020_2020;
+pub const FEEDS: u64 = 0x0a0a_0a0a_0a0a_0a0a;
+pub const LOWER: u64 = 0x2020_2020_2020_2020;
 pub const LINE_FEED: u8 = b'\n';
 /// Bounds an offset into `Work::data` for the verifier: DATA_LIMIT + WINDOW is below 8192.
 const MASK: u64 = 0x1fff;
@@ -79,7 +80,7 @@ const LAST_OFFSET: u64 = (DATA_LIMIT + WINDOW) as u64;
 
 /// Eight bytes at any offset of the data; 0 behind its end.
 #[inline(always)]
-fn word(work: &Work, at: u64) -> u64 {
+pub fn word(work: &Work, at: u64) -> u64 {
     let at = at & MASK;
     if at > LAST_OFFSET {
         return 0;
@@ -89,7 +90,7 @@ fn word(work: &Work, at: u64) -> u64 {
 }
 
 #[inline(always)]
-fn byte(work: &Work, at: u64) -> u8 {
+pub fn byte(work: &Work, at: u64) -> u8 {
     let at = at & MASK;
     if at > LAST_OFFSET {
         return 0;
@@ -108,7 +109,7 @@ fn zero_bytes(x: u64) -> u64 {
 /// Index of the byte of the lowest bit of a mask of top bits. BPF has no count of trailing zeros, and
 /// branches would multiply what the verifier has to look at.
 #[inline(always)]
-fn lowest_byte(mask: u64) -> u64 {
+pub fn lowest_byte(mask: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let below = (mask & mask.wrapping_neg()).wrapping_sub(1);
     ((below & ONES).wrapping_mul(ONES) >> 56).wrapping_sub(1)
@@ -126,6 +127,9 @@ pub struct Context {
 /// they came through, and whatever kind of map `connection` lives in.
 #[inline(always)]
 pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
+    if whole::feed(work, connection, direction) {
+        return;
+    }
     let mut context = Context { connection, direction };
     // SAFETY: the callback gets the address of a local that outlives the call.
     let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
@@ -222,7 +226,7 @@ pub fn advance(work: &mut Work, n: u64) -> bool {
 
 /// Takes the next `struct iovec`.
 #[inline(always)]
-fn next_buffer(work: &mut Work) -> bool {
+pub fn next_buffer(work: &mut Work) -> bool {
     if work.vectors == 0 {
         return false;
     }
@@ -360,7 +364,7 @@ fn begin(work: &mut Work, connection: &mut Connection, n: u64) -> bool {
 
 /// Does the data begin with a token and a space, as far as it goes (RFC 9110 section 5.6.2)?
 #[inline(always)]
-fn is_token(work: &Work, n: u64) -> bool {
+pub fn is_token(work: &Work, n: u64) -> bool {
     // tchar as two 64-bit sets.
     const LOW: u64 = 0x03ff_6cfa_0000_0000;
     const HIGH: u64 = 0x57ff_ffff_c7ff_fffe;
@@ -590,8 +594,8 @@ fn field(work: &mut Work, d: &mut Direction, line: u64, feed: u64) {
 }
 
 /// The head is whole: what follows it?
-#[inline(always)]
-fn finish_head(work: &mut Work, connection: &mut Connection) {
+#[inline(never)]
+pub fn finish_head(work: &mut Work, connection: &mut Connection) {
     let direction = usize::from(work.direction != 0);
     let response = connection.directions[direction].bits & IS_RESPONSE != 0;
     connection.strikes = 0;
@@ -599,7 +603,6 @@ fn finish_head(work: &mut Work, connection: &mut Connection) {
         connection.state |= QUIET;
         return;
     }
-    emit::count(Count::HEADS);
     let requests = connection.requests;
     let d = &mut connection.directions[direction];
     let index = d.index;

@@ -10,6 +10,7 @@ mod http1;
 mod kernel;
 mod maps;
 mod socket;
+mod whole;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

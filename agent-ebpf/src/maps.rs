@@ -200,6 +200,9 @@ pub struct Work {
     pub at: u64,
     pub found: u64,
     pub feed: u64,
+    /// Where the lines begin that frame the body, 0 where there are none.
+    pub content: u64,
+    pub coding: u64,
     pub places: [u16; HITS],
     pub scratch: [u64; 4],
 }
