@@ -16,7 +16,7 @@ use crate::{
 /// TCP: bytes that left the socket between two receives without passing one (splice, zero-copy
 /// receive) belong to the message under way.
 #[inline(always)]
-pub fn skip_spliced(work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
+pub fn skip_spliced(_work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
     if d.sequence == 0 || (d.mode != mode::BODY && d.mode != mode::CHUNK_DATA && d.mode != mode::UNTIL_CLOSE) {
         return;
     }
@@ -29,6 +29,8 @@ pub fn skip_spliced(work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
         return;
     }
     let missed = u64::from(missed);
+    // At the stream's end: whether that moved the number one further cannot be seen when bytes are missing too.
+    let ended = missed == d.remaining + 1 && kernel::shutdown(sock) & 1 != 0;
     d.message += missed;
     if d.mode == mode::UNTIL_CLOSE {
         d.body += missed;
@@ -38,15 +40,16 @@ pub fn skip_spliced(work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
             d.body += missed;
         }
     } else {
-        // The message ended unseen: the next bytes begin another, or cannot be followed.
-        d.lost = 1;
+        if d.remaining != missed && !ended {
+            // More than this message: the next bytes begin another, or cannot be followed.
+            d.lost = 1;
+        }
         d.message -= missed - d.remaining;
         if d.mode == mode::BODY {
             d.body += d.remaining;
         }
         d.remaining = 0;
     }
-    let _ = work;
 }
 
 /// Chunk sizes, extensions and trailers.

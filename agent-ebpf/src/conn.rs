@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit,
+    body, emit,
     http1::{self, mode},
     kernel,
     maps::{
@@ -72,11 +72,12 @@ fn new(sock: u64) -> Option<*mut Connection> {
 /// A TCP connection was established.
 #[inline(always)]
 pub fn begin(sock: u64, role: u8) {
-    if let Some(connection) = new(sock) {
-        // SAFETY: fresh map memory.
+    // With TCP fast open the first request was sent before: it keeps its number.
+    if let Some(connection) = find(sock).or_else(|| new(sock)) {
+        // SAFETY: map memory of this socket.
         let connection = unsafe { &mut *connection };
         connection.role = role;
-        connection.state = FRESH;
+        connection.state |= FRESH;
         if setting!(sides) & u32::from(role) == 0 {
             connection.state |= QUIET;
         }
@@ -127,6 +128,15 @@ pub fn end_direction(work: &mut Work, connection: &mut Connection, direction: us
 /// when `both` ends closed.
 #[inline(always)]
 pub fn close(work: &mut Work, connection: &mut Connection, flags: u16, both: bool) {
+    // The rest of a body that was received may have gone to a pipe.
+    let d = &mut connection.directions[0];
+    if d.mode != mode::START {
+        let sock = work.sock;
+        body::skip_spliced(work, d, 0, sock);
+        if d.mode == mode::BODY && d.remaining == 0 {
+            http1::finish_message(work, connection);
+        }
+    }
     let under_way = |d: &crate::maps::Direction| u8::from(d.mode != mode::START && d.mode != mode::TUNNEL);
     let until_close = |d: &crate::maps::Direction| u8::from(d.mode == mode::UNTIL_CLOSE);
     let [received, sent] = &connection.directions;

@@ -118,7 +118,7 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 8] = [
+const TEST: [Package; 9] = [
     from("nginx", "nginx-light"),
     from("wrk", "wrk"),
     from("curl", "curl"),
@@ -127,6 +127,7 @@ const TEST: [Package; 8] = [
     from("openssl", "openssl"),
     from("node", "nodejs"),
     from("python3", "python3"),
+    from("gcc", "gcc"),
 ];
 
 const BENCH: [Package; 3] = [from("nginx", "nginx-light"), from("wrk", "wrk"), from("bpftool", "bpftool")];
