@@ -22,9 +22,10 @@ struct Sink {
 
 impl Outside for Sink {
     fn identify(&mut self, _: u32, _: &str, _: &Peer, _: &Peer) -> Identity {
-        Identity { service: self.service.clone(), exe: None, wanted: true }
+        Identity { service: self.service.clone(), exe: None, origin: None, wanted: true }
     }
-    fn exchange(&mut self, exchange: &Exchange) {
+    fn exchange(&mut self, exchange: Exchange) {
+        let exchange = &exchange;
         let route = self.routes.route(&exchange.method, exchange.path.as_deref());
         self.endpoints.record(exchange, &route.template, route.source);
     }

@@ -10,7 +10,7 @@ use histogram::Histogram;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::{Auth, Exchange, Method, Peer, Protocol, Scheme, Side};
+use crate::exchange::{Auth, Exchange, Method, Peer, Protocol, Scheme, Side, Workload};
 
 /// Most statuses that are told apart of one endpoint; the rest is counted by its class.
 pub const MAX_STATUSES: usize = 16;
@@ -29,8 +29,10 @@ const SIZE: (u8, u8) = (2, 40);
 /// choose them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SeriesKey {
-    /// Service (one OpenTelemetry resource each).
+    /// Service; with the workload, one OpenTelemetry resource each.
     pub service: Arc<str>,
+    /// Where it runs; `None` outside containers.
+    pub workload: Option<Arc<Workload>>,
     /// End that was seen.
     pub side: Side,
     /// Method.
@@ -76,6 +78,8 @@ pub struct Endpoints {
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct Key {
     service: Arc<str>,
+    /// Services of one name in two namespaces are two.
+    workload: Option<Arc<Workload>>,
     side: Side,
     method: Method,
     route: Arc<str>,
@@ -117,6 +121,12 @@ struct Series {
 pub struct EndpointView {
     /// Service.
     pub service: String,
+    /// Namespace of its workload; empty outside Kubernetes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// `Kind/name` of its workload, or of its container; empty outside containers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub workload: String,
     /// `server` or `client`.
     pub side: String,
     /// Method; `_OTHER` is not used here.
@@ -168,6 +178,7 @@ impl Endpoints {
     pub fn record(&mut self, exchange: &Exchange, route: &Arc<str>, source: &'static str) {
         let key = Key {
             service: exchange.service.clone(),
+            workload: exchange.origin.as_ref().and_then(|o| o.workload.clone()),
             side: exchange.side,
             method: exchange.method.clone(),
             route: route.clone(),
@@ -187,6 +198,7 @@ impl Endpoints {
             self.overflowed += 1;
             let key = Key {
                 service: "apiscope.overflow".into(),
+                workload: None,
                 side: key.side,
                 method: Method::Unknown,
                 route: OVERFLOW.into(),
@@ -275,6 +287,7 @@ impl Endpoint {
                 }
                 let key = SeriesKey {
                     service: self.key.service.clone(),
+                    workload: self.key.workload.clone(),
                     side: self.key.side,
                     method: self.key.method.clone(),
                     route: self.key.route.clone(),
@@ -347,6 +360,8 @@ impl Endpoint {
         let [p50, p90, p99] = quantiles(&self.duration, [0.5, 0.9, 0.99]);
         EndpointView {
             service: self.key.service.to_string(),
+            namespace: self.key.workload.as_ref().map(|w| w.namespace.to_string()).unwrap_or_default(),
+            workload: self.key.workload.as_ref().map(|w| format!("{}/{}", w.kind.name(), w.name)).unwrap_or_default(),
             side: self.key.side.name().into(),
             method: self.key.method.as_str().into(),
             route: self.key.route.to_string(),

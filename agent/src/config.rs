@@ -31,6 +31,8 @@ pub struct Config {
     pub limits: Limits,
     /// The agent's own socket and output.
     pub agent: Agent,
+    /// Names of pods.
+    pub kubernetes: Kubernetes,
 }
 
 /// What is traced.
@@ -153,6 +155,33 @@ pub struct Agent {
     pub interval_s: u64,
 }
 
+/// Names of pods and workloads, from the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// Whether the API server is watched; by default in a pod only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// This node's name; by default `NODE_NAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// `https://host:port` of the API server; by default as every pod is told it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// File with the bearer token; by default the pod's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// Certificates that the server's is checked by; by default the pod's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Other nodes' pods, services and nodes are watched too, to name the other end of exchanges.
+    pub peers: bool,
+    /// `app.kubernetes.io/instance`, `name` and `version` labels name services, before their workloads do.
+    pub well_known_labels: bool,
+    /// Labels of pods that become attributes `k8s.pod.label.<name>`.
+    pub labels: Vec<String>,
+}
+
 /// An address or a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
@@ -185,6 +214,29 @@ impl Default for Limits {
 impl Default for Agent {
     fn default() -> Self {
         Self { socket: "/run/apiscope/agent.sock".into(), interval_s: 10 }
+    }
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            enabled: None,
+            node: None,
+            server: None,
+            token_file: None,
+            ca_file: None,
+            peers: true,
+            well_known_labels: false,
+            labels: Vec::new(),
+        }
+    }
+}
+
+impl Kubernetes {
+    /// Is the API server to be watched? `in_cluster`: this is a pod.
+    #[must_use]
+    pub fn is_on(&self, in_cluster: bool) -> bool {
+        self.enabled.unwrap_or(in_cluster)
     }
 }
 
@@ -397,6 +449,12 @@ impl Config {
         if self.limits.endpoints == 0 || self.limits.endpoints > 1_000_000 {
             bail!("limits.endpoints is {}: it must be from 1 to 1000000", self.limits.endpoints);
         }
+        if self.kubernetes.labels.len() > 64 {
+            bail!("kubernetes.labels has {} names: at most 64", self.kubernetes.labels.len());
+        }
+        if let Some(server) = self.kubernetes.server.as_ref().filter(|s| !s.starts_with("http")) {
+            bail!("kubernetes.server is `{server}`: it must be https://host:port");
+        }
         if self.agent.interval_s == 0 {
             bail!("agent.interval_s is 0: it must be at least 1");
         }
@@ -429,6 +487,8 @@ const HELP: &str = "\
 # limits.*         bounds of memory
 # agent.socket     where `apiscope top` finds the agent
 # agent.interval_s seconds between two outputs in a pipe
+# kubernetes.*     enabled (default: in a pod), node, server, token_file, ca_file, peers, labels,
+#                  well_known_labels: names of pods and workloads from the API server
 ";
 
 /// The known key nearest to the unknown one that an error of serde's names.

@@ -14,7 +14,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
-    exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side},
+    exchange::{Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side},
     proto::{credential::Principals, http1},
     stats::{Loss, Stats, Unread},
 };
@@ -41,6 +41,8 @@ pub struct Identity {
     pub service: Arc<str>,
     /// Executable or script.
     pub exe: Option<Arc<str>>,
+    /// Where it runs, as the kernel tells.
+    pub origin: Option<Arc<Origin>>,
     /// False: the rules leave it out.
     pub wanted: bool,
 }
@@ -50,7 +52,7 @@ pub trait Outside {
     /// Who runs as `pid`; `comm` is what the kernel called it. The addresses are as seen from it.
     fn identify(&mut self, pid: u32, comm: &str, local: &Peer, remote: &Peer) -> Identity;
     /// Takes a finished exchange.
-    fn exchange(&mut self, exchange: &Exchange);
+    fn exchange(&mut self, exchange: Exchange);
     /// Is this process gone?
     fn is_gone(&mut self, pid: u32) -> bool;
 }
@@ -391,6 +393,8 @@ impl Connections {
             auth: request.auth,
             principal: request.principal,
             caller: None,
+            origin: connection.identity.origin.clone(),
+            peer: None,
             pid: if pending.pid == 0 { connection.pid } else { pending.pid },
             exe: connection.identity.exe.clone(),
             grpc_status: None,
@@ -407,7 +411,7 @@ impl Connections {
             self.held.push_back((exchange.ts + exchange.duration_ns, exchange));
             return;
         }
-        outside.exchange(&exchange);
+        outside.exchange(exchange);
     }
 
     /// A client that closes first cannot see what became of the answer: that the server reset the
@@ -421,7 +425,7 @@ impl Connections {
         {
             exchange.end = server.end;
         }
-        outside.exchange(&exchange);
+        outside.exchange(exchange);
     }
 
     fn close(&mut self, id: u64, ts: u64, closed: Option<Closed>, outside: &mut impl Outside) {
@@ -491,7 +495,7 @@ impl Connections {
     pub fn sweep(&mut self, now: u64, outside: &mut impl Outside) {
         while self.held.front().is_some_and(|(ts, _)| now + self.epoch > ts + HOLD) {
             if let Some((_, exchange)) = self.held.pop_front() {
-                outside.exchange(&exchange);
+                outside.exchange(exchange);
             }
         }
         let over: Vec<u64> = self
@@ -510,7 +514,7 @@ impl Connections {
     /// Hands out what waits, at the agent's own end.
     pub fn flush(&mut self, outside: &mut impl Outside) {
         for (_, exchange) in std::mem::take(&mut self.held) {
-            outside.exchange(&exchange);
+            outside.exchange(exchange);
         }
     }
 

@@ -5,9 +5,13 @@
 //! **Invariant**: an exchange carries no credential, cookie, query value or body byte. It may carry
 //! the raw path until `route`; what is written of it is decided by [`PathForm`].
 
+mod origin;
+
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use serde::Deserialize;
+
+pub use origin::{Image, Kind, Origin, Workload};
 
 /// One request and its answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +60,10 @@ pub struct Exchange {
     pub principal: Option<Box<str>>,
     /// Workload of the caller, where known.
     pub caller: Option<Arc<str>>,
+    /// Where the end that was seen runs; `None` outside containers.
+    pub origin: Option<Arc<Origin>>,
+    /// Pod, service or node of the other end, where known.
+    pub peer: Option<Arc<Origin>>,
     /// Process of the end that was seen; 0 where unknown.
     pub pid: u32,
     /// Its executable or script.
@@ -403,6 +411,8 @@ impl Default for Exchange {
             auth: Auth::None,
             principal: None,
             caller: None,
+            origin: None,
+            peer: None,
             pid: 0,
             exe: None,
             grpc_status: None,
@@ -456,6 +466,12 @@ impl Exchange {
         }
         if let Some(c) = &self.caller {
             object.text("caller", c);
+        }
+        if let Some(origin) = &self.origin {
+            object.origin(&OWN, origin);
+        }
+        if let Some(peer) = &self.peer {
+            object.origin(&PEER, peer);
         }
         if self.pid != 0 {
             object.number("pid", u64::from(self.pid));
@@ -571,6 +587,8 @@ impl From<Line<'_>> for Exchange {
             auth: Auth::from_name(&line.auth).unwrap_or(Auth::None),
             principal: line.principal.filter(|p| !p.is_empty()),
             caller: line.caller,
+            origin: None,
+            peer: None,
             pid: line.pid,
             exe: line.exe,
             grpc_status: line.grpc_status,
@@ -602,6 +620,11 @@ struct Object<'a> {
     out: &'a mut Vec<u8>,
     first: bool,
 }
+
+/// Keys of where an end runs; `workload` is `Kind/name`.
+const OWN: [&str; 5] = ["container_id", "namespace", "pod", "workload", "node"];
+/// The same of the other end.
+const PEER: [&str; 5] = ["peer_container_id", "peer_namespace", "peer_pod", "peer_workload", "peer_node"];
 
 impl<'a> Object<'a> {
     fn open(out: &'a mut Vec<u8>) -> Self {
@@ -648,6 +671,25 @@ impl<'a> Object<'a> {
             quote(value, self.out);
         }
         self.out.push(b']');
+    }
+
+    fn origin(&mut self, keys: &[&str; 5], origin: &Origin) {
+        let [id, namespace, pod, workload, node] = keys;
+        if let Some(text) = &origin.container_id {
+            self.text(id, text);
+        }
+        if let Some(text) = origin.namespace() {
+            self.text(namespace, text);
+        }
+        if let Some(text) = &origin.pod {
+            self.text(pod, text);
+        }
+        if let Some(w) = origin.workload.as_ref().filter(|w| w.kind != Kind::Container) {
+            self.text(workload, &format!("{}/{}", w.kind.name(), w.name));
+        }
+        if let Some(text) = &origin.node {
+            self.text(node, text);
+        }
     }
 
     fn hex(&mut self, key: &str, value: &[u8]) {

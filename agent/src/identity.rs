@@ -1,12 +1,21 @@
 //! Process -> service name and executable, from `/proc`. Bounded and cached: a lookup costs some tens
 //! of microseconds, a cached one a hash.
 //!
-//! The name of a service: `OTEL_SERVICE_NAME` of the process, else the script that an interpreter runs,
-//! else the executable. Rules of the configuration come before all of these (see `config`).
+//! The name of a service: `OTEL_SERVICE_NAME` of the process (or `service.name` in its
+//! `OTEL_RESOURCE_ATTRIBUTES`), else what Kubernetes says of its pod, else the script that an interpreter
+//! runs, else the executable. Rules of the configuration come before all of these (see `config`).
+//!
+//! [`cgroup`] finds a process's container, [`pods`] knows what runs where, [`ends`] names exchanges by both.
+
+pub mod cgroup;
+pub mod ends;
+pub mod pods;
 
 use std::{fs, path::Path, sync::Arc, time::Instant};
 
 use rustc_hash::FxHashMap;
+
+use crate::exchange::Origin;
 
 /// Most processes that are remembered; then all are looked up again.
 const MAX_PROCESSES: usize = 16_384;
@@ -24,6 +33,8 @@ pub struct Process {
     pub exe: Option<Arc<str>>,
     /// Name without path, for rules.
     pub name: Arc<str>,
+    /// Its container, as the kernel tells; `None` outside of one.
+    pub origin: Option<Arc<Origin>>,
     start: u64,
     seen: Instant,
 }
@@ -76,12 +87,11 @@ fn look_up(pid: u32, comm: &str, now: Instant) -> Process {
     let exe = fs::read_link(format!("/proc/{pid}/exe")).ok();
     let exe = exe.as_deref().map(|e| e.to_string_lossy().trim_end_matches(" (deleted)").to_owned());
     let arguments = read_some(&format!("/proc/{pid}/cmdline"));
-    let named = || {
-        let environment = read_some(&format!("/proc/{pid}/environ"));
-        let value = environment.split(|&b| b == 0).find_map(|v| v.strip_prefix(b"OTEL_SERVICE_NAME="))?;
-        Some(String::from_utf8_lossy(value).into_owned()).filter(|v| !v.is_empty() && v.len() <= 128)
-    };
-    let service = named()
+    let named = service_name(&read_some(&format!("/proc/{pid}/environ")));
+    let container = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok().and_then(|text| cgroup::container(&text));
+    let origin = container
+        .map(|c| Arc::new(Origin { named: named.is_some(), ..Origin::of_container(&c.id, c.pod_uid.as_deref()) }));
+    let service = named
         .or_else(|| script(exe.as_deref()?, &arguments))
         .or_else(|| Some(Path::new(exe.as_deref()?).file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| comm.to_owned());
@@ -89,9 +99,20 @@ fn look_up(pid: u32, comm: &str, now: Instant) -> Process {
         service: service.into(),
         exe: exe.map(Into::into),
         name: comm.into(),
+        origin,
         start: start_time(pid).unwrap_or(0),
         seen: now,
     }
+}
+
+/// The name that a process gives itself (OpenTelemetry's specification of SDK environment variables).
+fn service_name(environment: &[u8]) -> Option<String> {
+    let value = |name: &[u8]| environment.split(|&b| b == 0).find_map(|v| v.strip_prefix(name));
+    let text = |v: &[u8]| Some(String::from_utf8_lossy(v).into_owned()).filter(|v| !v.is_empty() && v.len() <= 128);
+    value(b"OTEL_SERVICE_NAME=").and_then(text).or_else(|| {
+        let pairs = value(b"OTEL_RESOURCE_ATTRIBUTES=")?.split(|&b| b == b',');
+        pairs.filter_map(|p| p.trim_ascii().strip_prefix(b"service.name=")).find_map(text)
+    })
 }
 
 fn read_some(path: &str) -> Vec<u8> {
@@ -163,6 +184,15 @@ mod tests {
         assert_eq!(name("/usr/bin/java", "-Xmx1g -jar /srv/pay-1.jar").as_deref(), Some("pay-1"));
         assert_eq!(name("/usr/bin/java", "-cp a.jar com.shop.Main x").as_deref(), Some("Main"));
         assert_eq!(name("/usr/sbin/nginx", "-c /x.conf"), None);
+    }
+
+    #[test]
+    fn processes_name_themselves() {
+        let name = |text: &str| service_name(text.replace(' ', "\0").as_bytes());
+        assert_eq!(name("A=1 OTEL_SERVICE_NAME=cart B=2").as_deref(), Some("cart"));
+        assert_eq!(name("OTEL_RESOURCE_ATTRIBUTES=a=b,service.name=pay,c=d").as_deref(), Some("pay"));
+        assert_eq!(name("OTEL_RESOURCE_ATTRIBUTES=service.name=pay OTEL_SERVICE_NAME=cart").as_deref(), Some("cart"));
+        assert_eq!(name("OTEL_SERVICE_NAME= X_OTEL_SERVICE_NAME=x"), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! `probe` (loads the eBPF programs, reads their ring) -> `event` (wire records) -> `conn` (requests meet
 //! responses) with `proto` (heads) and `identity` (processes) -> [`exchange::Exchange`] -> `route` ->
 //! `aggregate` -> `table`, `local`, `export`, `recording`. `replay` and `accesslog` enter at the exchange.
+//! `kubernetes` tells `identity` which pod a container and an address belong to.
 //! `pipeline` puts it all together and is imported by nothing.
 //!
 //! # Where the framing is done
@@ -27,6 +28,7 @@ pub mod event;
 pub mod exchange;
 pub mod export;
 pub mod identity;
+pub mod kubernetes;
 pub mod local;
 pub mod pipeline;
 pub mod probe;

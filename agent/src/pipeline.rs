@@ -8,7 +8,7 @@ use std::{
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -19,9 +19,10 @@ use crate::{
     config::{Config, Subject},
     conn::{Connections, Identity, Outside},
     event,
-    exchange::{Exchange, Peer, Side},
+    exchange::{Exchange, Origin, Peer, Side},
     export::{self, Exporter},
-    identity::{self, Processes},
+    identity::{self, Processes, ends::Ends, pods::Pods},
+    kubernetes::Watches,
     local::Socket,
     probe::{
         load::{Kernel, Wanted},
@@ -115,7 +116,11 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     };
     let (kernel, reader) = Kernel::start(wanted)?;
     log::info!("every probe is attached");
+    let pods = Arc::default();
+    let watches = Watches::start(&config.kubernetes, Arc::clone(&pods), stats.clone())?;
+    let ends = watches.is_some().then_some(pods);
     let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter, principals);
+    capture.inner.ends = ends.map(|pods: Arc<RwLock<Pods>>| Ends::new(pods, stats.clone()));
     stats.ready.store(true, Ordering::Relaxed);
     let socket_path = socket.as_ref().map(|s| s.path().to_owned());
     std::thread::scope(|scope| -> anyhow::Result<()> {
@@ -231,6 +236,8 @@ struct Capture {
 struct Inner {
     config: Config,
     processes: Processes,
+    /// Names pods, where there is an API server to tell them.
+    ends: Option<Ends>,
     routes: Routes,
     endpoints: Endpoints,
     exporter: Option<Exporter>,
@@ -255,6 +262,7 @@ impl Capture {
             connections: Connections::new(epoch(), stats.clone()).with_principals(principals),
             inner: Inner {
                 processes: Processes::default(),
+                ends: None,
                 routes: Routes::new(&config.routes.patterns),
                 endpoints: Endpoints::new(config.limits.endpoints, exporter.as_ref().map(Exporter::sink)),
                 exporter,
@@ -315,6 +323,9 @@ impl Capture {
             }
         }
         self.connections.flush(&mut self.inner);
+        for exchange in self.inner.ends.as_mut().map(Ends::flush).unwrap_or_default() {
+            self.inner.take(&exchange);
+        }
         self.housekeeping();
         self.publish();
     }
@@ -324,6 +335,9 @@ impl Capture {
         let stats = &self.inner.stats;
         stats.connections.store(self.connections.len() as u64, Ordering::Relaxed);
         self.connections.sweep(monotonic(), &mut self.inner);
+        for exchange in self.inner.ends.as_mut().map(|e| e.due(wall())).unwrap_or_default() {
+            self.inner.take(&exchange);
+        }
         for pid in std::mem::take(&mut self.inner.excluded) {
             self.kernel.exclude_pid(pid);
         }
@@ -376,12 +390,36 @@ impl Outside for Inner {
         if !wanted && self.config.capture.excludes_process(subject) {
             self.excluded.push(pid);
         }
-        let service =
-            self.config.service.iter().find(|rule| rule.matches(subject)).map(|rule| rule.name.as_str().into());
-        Identity { service: service.unwrap_or(process.service), exe: process.exe, wanted }
+        let rule = self.config.service.iter().find(|rule| rule.matches(subject));
+        let (service, origin) = match rule {
+            Some(rule) => {
+                let origin = process.origin.map(|o| Arc::new(Origin { named: true, ..(*o).clone() }));
+                (rule.name.as_str().into(), origin)
+            }
+            None => (process.service, process.origin),
+        };
+        Identity { service, exe: process.exe, origin, wanted }
     }
 
-    fn exchange(&mut self, exchange: &Exchange) {
+    fn exchange(&mut self, exchange: Exchange) {
+        match &mut self.ends {
+            Some(ends) => {
+                if let Some(exchange) = ends.name(exchange, wall()) {
+                    self.take(&exchange);
+                }
+            }
+            None => self.take(&exchange),
+        }
+    }
+
+    fn is_gone(&mut self, pid: u32) -> bool {
+        identity::is_gone(pid)
+    }
+}
+
+impl Inner {
+    /// Takes a finished exchange whose ends are named.
+    fn take(&mut self, exchange: &Exchange) {
         let rules = &self.config.capture;
         if rules.exclude.iter().chain(&rules.include).any(|r| r.side.is_some()) {
             let (local, remote) = match exchange.side {
@@ -404,10 +442,6 @@ impl Outside for Inner {
             recording.add(exchange, &route.template);
         }
     }
-
-    fn is_gone(&mut self, pid: u32) -> bool {
-        identity::is_gone(pid)
-    }
 }
 
 /// Monotonic time, ns: the clock of `bpf_ktime_get_ns`.
@@ -418,8 +452,13 @@ fn monotonic() -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
+/// Time since the epoch, ns.
+fn wall() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(0)
+}
+
 /// What to add to a monotonic time to get time since the epoch, ns.
 fn epoch() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(0).saturating_sub(monotonic())
+    wall().saturating_sub(monotonic())
 }

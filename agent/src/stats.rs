@@ -77,11 +77,30 @@ counters! {
     }
 }
 
+counters! {
+    /// Why an end of an exchange has no name of a pod, though there should be one.
+    Unnamed {
+        /// Of a pod's container the API server told nothing in time.
+        Pod => "pod",
+        /// An address among those of pods belongs to none that is known.
+        Peer => "peer",
+        /// More exchanges waited for names than may.
+        WaitingFull => "waiting_full",
+        /// Objects of the API server that did not fit into the table.
+        TableFull => "table_full",
+    }
+}
+
 /// All counters of one agent.
 #[derive(Debug)]
 pub struct Stats {
     losses: [AtomicU64; Loss::ALL.len()],
     unread: [AtomicU64; Unread::ALL.len()],
+    unnamed: [AtomicU64; Unnamed::ALL.len()],
+    /// Requests to the Kubernetes API that failed, and answers that were not understood.
+    pub kubernetes_failed: AtomicU64,
+    /// Pods that are known.
+    pub pods: AtomicU64,
     /// Exchanges seen, by side: server, client.
     pub exchanges: [AtomicU64; 2],
     /// Connections open now, as far as the agent knows.
@@ -112,6 +131,15 @@ pub struct Totals {
     pub losses: BTreeMap<String, u64>,
     /// Unread by reason since the start.
     pub unread: BTreeMap<String, u64>,
+    /// Ends of exchanges without the name of their pod, by reason since the start.
+    #[serde(default)]
+    pub unnamed: BTreeMap<String, u64>,
+    /// Failed requests to the Kubernetes API since the start.
+    #[serde(default)]
+    pub kubernetes_failed: u64,
+    /// Pods that are known now.
+    #[serde(default)]
+    pub pods: u64,
     /// Connections open now.
     pub connections: u64,
     /// Spans handed to the exporter.
@@ -129,6 +157,9 @@ impl Default for Stats {
         Self {
             losses: [const { AtomicU64::new(0) }; Loss::ALL.len()],
             unread: [const { AtomicU64::new(0) }; Unread::ALL.len()],
+            unnamed: [const { AtomicU64::new(0) }; Unnamed::ALL.len()],
+            kubernetes_failed: AtomicU64::new(0),
+            pods: AtomicU64::new(0),
             exchanges: [const { AtomicU64::new(0) }; 2],
             connections: AtomicU64::new(0),
             spans: AtomicU64::new(0),
@@ -173,6 +204,21 @@ impl Stats {
         self.unread[reason as usize].load(Ordering::Relaxed)
     }
 
+    /// Counts `n` ends without a name.
+    pub fn unnamed(&self, reason: Unnamed, n: u64) {
+        self.unnamed[reason as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Ends without a name for one reason since the start.
+    pub fn unnamed_by(&self, reason: Unnamed) -> u64 {
+        self.unnamed[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Sets a counter that another place adds up.
+    pub fn set_unnamed(&self, reason: Unnamed, total: u64) {
+        self.unnamed[reason as usize].store(total, Ordering::Relaxed);
+    }
+
     /// Every counter at this moment. Reasons that never occurred are there, as 0.
     pub fn totals(&self) -> Totals {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -182,6 +228,9 @@ impl Stats {
                 .into(),
             losses: Loss::ALL.iter().map(|&r| (r.name().to_owned(), self.lost(r))).collect(),
             unread: Unread::ALL.iter().map(|&r| (r.name().to_owned(), self.unread(r))).collect(),
+            unnamed: Unnamed::ALL.iter().map(|&r| (r.name().to_owned(), get(&self.unnamed[r as usize]))).collect(),
+            kubernetes_failed: get(&self.kubernetes_failed),
+            pods: get(&self.pods),
             connections: get(&self.connections),
             spans: get(&self.spans),
             spans_dropped: get(&self.spans_dropped),

@@ -21,11 +21,11 @@ use opentelemetry_sdk::{
     },
 };
 
-use super::{MAX_WORKLOADS, variable};
+use super::{MAX_WORKLOADS, resource::resource, variable};
 use crate::{
     aggregate::{Recorder, SeriesKey, SeriesSink},
-    exchange::{Exchange, Side},
-    stats::{Loss, Stats, Unread},
+    exchange::{self, Exchange, Side},
+    stats::{Loss, Stats, Unnamed, Unread},
 };
 
 /// Name of the instrumentation scope.
@@ -39,11 +39,6 @@ const DURATION_BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 
 /// Buckets of sizes, bytes.
 const SIZE_BOUNDS: [f64; 10] =
     [0.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 10_485_760.0];
-
-/// The resource of a workload: `OTEL_RESOURCE_ATTRIBUTES` of the agent, and its name.
-pub fn resource(service: &str) -> Resource {
-    Resource::builder().with_service_name(service.to_owned()).build()
-}
 
 /// A reader that is asked from outside.
 #[derive(Debug, Clone)]
@@ -69,12 +64,15 @@ impl MetricReader for Reader {
 
 /// Every workload's instruments.
 pub struct Workloads {
-    known: HashMap<Arc<str>, Workload>,
+    known: HashMap<Key, Workload>,
     temporality: Temporality,
     exponential: bool,
     /// The agent's own.
     own: (SdkMeterProvider, Reader),
 }
+
+/// One resource each.
+type Key = (Arc<str>, Option<Arc<exchange::Workload>>);
 
 #[derive(Clone)]
 struct Workload {
@@ -98,20 +96,20 @@ impl Workloads {
                 "{AGGREGATION} is `{other}`: it must be explicit_bucket_histogram or base2_exponential_bucket_histogram"
             ),
         };
-        let own = provider("apiscope", temporality, exponential);
+        let own = provider(resource("apiscope", None), temporality, exponential);
         observe(&own.0, &stats);
         Ok(Self { known: HashMap::new(), temporality, exponential, own })
     }
 
-    fn workload(&mut self, service: &Arc<str>) -> Workload {
-        if let Some(known) = self.known.get(service) {
+    fn workload(&mut self, key: &Key) -> Workload {
+        if let Some(known) = self.known.get(key) {
             return known.clone();
         }
-        let name: Arc<str> = if self.known.len() < MAX_WORKLOADS { service.clone() } else { OVERFLOW_SERVICE.into() };
-        if let Some(known) = self.known.get(&name) {
+        let key = if self.known.len() < MAX_WORKLOADS { key.clone() } else { (OVERFLOW_SERVICE.into(), None) };
+        if let Some(known) = self.known.get(&key) {
             return known.clone();
         }
-        let (provider, reader) = provider(&name, self.temporality, self.exponential);
+        let (provider, reader) = provider(resource(&key.0, key.1.as_deref()), self.temporality, self.exponential);
         let meter = provider.meter(SCOPE);
         let duration = |name: &'static str| {
             meter.f64_histogram(name).with_unit("s").with_boundaries(DURATION_BOUNDS.into()).build()
@@ -126,7 +124,7 @@ impl Workloads {
             reader,
             _provider: provider,
         };
-        self.known.insert(name, workload.clone());
+        self.known.insert(key, workload.clone());
         workload
     }
 
@@ -143,7 +141,7 @@ impl Workloads {
     }
 }
 
-fn provider(service: &str, temporality: Temporality, exponential: bool) -> (SdkMeterProvider, Reader) {
+fn provider(resource: Resource, temporality: Temporality, exponential: bool) -> (SdkMeterProvider, Reader) {
     let reader = Reader(Arc::new(ManualReader::builder().with_temporality(temporality).build()));
     let view = move |i: &Instrument| {
         let stream = Stream::builder().with_cardinality_limit(MAX_SERIES);
@@ -158,11 +156,8 @@ fn provider(service: &str, temporality: Temporality, exponential: bool) -> (SdkM
         };
         stream.build().ok()
     };
-    let provider = SdkMeterProvider::builder()
-        .with_resource(resource(service))
-        .with_reader(reader.clone())
-        .with_view(view)
-        .build();
+    let provider =
+        SdkMeterProvider::builder().with_resource(resource).with_reader(reader.clone()).with_view(view).build();
     (provider, reader)
 }
 
@@ -194,6 +189,24 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
                 o.observe(n.load(Ordering::Relaxed), &[KeyValue::new("side", *side)]);
             }
         })
+        .build();
+    let (unnamed, pods, kubernetes) = (stats.clone(), stats.clone(), stats.clone());
+    let _ = meter
+        .u64_observable_counter("apiscope.identity.unnamed")
+        .with_unit("{exchange}")
+        .with_callback(move |o| {
+            Unnamed::ALL.iter().for_each(|&r| o.observe(unnamed.unnamed_by(r), &[KeyValue::new("reason", r.name())]))
+        })
+        .build();
+    let _ = meter
+        .u64_observable_gauge("apiscope.identity.pods")
+        .with_unit("{pod}")
+        .with_callback(move |o| o.observe(pods.pods.load(Ordering::Relaxed), &[]))
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.identity.requests.failed")
+        .with_unit("{request}")
+        .with_callback(move |o| o.observe(kubernetes.kubernetes_failed.load(Ordering::Relaxed), &[]))
         .build();
     let _ = meter
         .u64_observable_gauge("apiscope.agent.connections")
@@ -234,7 +247,11 @@ impl Sink {
 
 impl SeriesSink for Sink {
     fn open(&mut self, key: &SeriesKey) -> Box<dyn Recorder> {
-        let workload = self.0.lock().unwrap_or_else(PoisonError::into_inner).workload(&key.service);
+        let workload = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .workload(&(key.service.clone(), key.workload.clone()));
         let mut attributes = vec![
             KeyValue::new("http.request.method", key.method.semantic_name().to_owned()),
             KeyValue::new("http.route", key.route.clone()),

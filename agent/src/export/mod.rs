@@ -7,9 +7,11 @@
 //! a bounded queue, so that nothing a collector does can hold it up. Metrics are cumulative: what a
 //! collector misses while it is away is in the next export. Spans are sampled, and dropped first.
 //!
-//! One resource per workload ([`MAX_WORKLOADS`]; later ones share one), not one for the agent.
+//! One resource per workload ([`MAX_WORKLOADS`]; later ones share one), not one for the agent: metrics by
+//! workload, so that a rollout makes no new series; spans by pod and container.
 
 mod metrics;
+mod resource;
 mod traces;
 
 use std::{
@@ -234,8 +236,8 @@ impl Work {
         use opentelemetry_sdk::trace::SpanExporter as _;
         let Some(exporter) = &mut self.spans else { return };
         let mut results = Vec::new();
-        for (service, spans) in self.queue.take() {
-            exporter.set_resource(&metrics::resource(&service));
+        for ((service, origin), spans) in self.queue.take() {
+            exporter.set_resource(&resource::of_container(&service, origin.as_deref()));
             let n = spans.len() as u64;
             let result = exporter.export(spans).await;
             if result.is_err() {

@@ -13,9 +13,9 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 
-use super::{metrics, variable};
+use super::{metrics, resource, variable};
 use crate::{
-    exchange::{Exchange, Peer, Side},
+    exchange::{Exchange, Origin, Peer, Side},
     stats::Stats,
 };
 
@@ -66,8 +66,11 @@ pub struct Queue {
     stats: Arc<Stats>,
 }
 
+/// One resource each.
+pub type Key = (Arc<str>, Option<Arc<Origin>>);
+
 struct Inner {
-    waiting: VecDeque<(Arc<str>, SpanData)>,
+    waiting: VecDeque<(Key, SpanData)>,
     /// Allowance: usual spans, and errors.
     tokens: [f64; 2],
     filled: Instant,
@@ -123,16 +126,16 @@ impl Queue {
             inner.waiting.pop_front();
             self.stats.spans_dropped.fetch_add(1, Ordering::Relaxed);
         }
-        inner.waiting.push_back((exchange.service.clone(), span));
+        inner.waiting.push_back(((exchange.service.clone(), exchange.origin.clone()), span));
         self.stats.spans.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What waits, by workload.
-    pub fn take(&self) -> HashMap<Arc<str>, Vec<SpanData>> {
+    /// What waits, by service and container.
+    pub fn take(&self) -> HashMap<Key, Vec<SpanData>> {
         let waiting = std::mem::take(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner).waiting);
-        let mut batches: HashMap<Arc<str>, Vec<SpanData>> = HashMap::new();
-        for (service, span) in waiting {
-            batches.entry(service).or_default().push(span);
+        let mut batches: HashMap<Key, Vec<SpanData>> = HashMap::new();
+        for (key, span) in waiting {
+            batches.entry(key).or_default().push(span);
         }
         batches
     }
@@ -173,6 +176,7 @@ fn span(exchange: &Exchange, route: &str, trace_id: TraceId, span_id: SpanId, sc
     if let Some(n) = exchange.response_body_bytes {
         attributes.push(KeyValue::new("http.response.body.size", i64::try_from(n).unwrap_or(i64::MAX)));
     }
+    attributes.extend(exchange.peer.iter().flat_map(|peer| resource::of_peer(peer)));
     let error = metrics::error_type(exchange.side, exchange.status);
     let status = if error.is_some() { Status::error("") } else { Status::Unset };
     attributes.extend(error.map(|e| KeyValue::new("error.type", e)));

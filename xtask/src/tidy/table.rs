@@ -31,7 +31,7 @@ pub const BASE: [&str; 3] = ["exchange", "stats", "config"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 24] = [
+pub const MODULES: [Module; 25] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
@@ -42,6 +42,7 @@ pub const MODULES: [Module; 24] = [
     module("proto", &["stream"]),
     module("conn", &["event", "stream", "proto", "identity"]),
     module("identity", &[]),
+    module("kubernetes", &["identity"]),
     // Exchanges to knowledge.
     module("route", &[]),
     module("aggregate", &["route"]),
