@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use apiscope::{
     config::{Config, PathSetting, Rule, Sides},
-    doctor, local, pipeline,
+    doctor, export, local, pipeline,
     replay::{self, Report},
     table::{self, Style},
 };
@@ -208,7 +208,8 @@ fn finish(result: anyhow::Result<()>, code: u8) -> ExitCode {
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("apiscope: {e:#}");
-            ExitCode::from(code)
+            // A wrong variable is found where it is used, and is wrong configuration all the same.
+            ExitCode::from(if e.is::<export::WrongVariable>() { USAGE } else { code })
         }
     }
 }

@@ -46,6 +46,12 @@ pub struct Processes {
 }
 
 impl Processes {
+    /// Name of a process that was asked for before, as the kernel has it.
+    #[must_use]
+    pub fn name(&self, pid: u32) -> Option<Arc<str>> {
+        self.known.get(&pid).map(|known| known.name.clone())
+    }
+
     /// The process `pid`; `comm` is used where it is gone already.
     pub fn get(&mut self, pid: u32, comm: &str) -> Process {
         let now = Instant::now();

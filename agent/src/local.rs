@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{
-        fs::PermissionsExt as _,
+        fs::{FileTypeExt as _, PermissionsExt as _},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -41,6 +41,9 @@ impl Socket {
         if path.exists() {
             if UnixStream::connect(path).is_ok() {
                 bail!("another agent runs at {}: stop it, or give this one another --socket", path.display());
+            }
+            if !fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+                bail!("{} exists and is no socket: name another --socket, or remove it", path.display());
             }
             fs::remove_file(path).with_context(|| format!("failed to replace {}", path.display()))?;
         }
@@ -133,5 +136,9 @@ mod tests {
         });
         drop(socket);
         assert!(!path.exists());
+        std::fs::write(&path, "precious").expect("writable");
+        assert!(Socket::bind(&path).is_err_and(|e| e.to_string().contains("is no socket")));
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
+        std::fs::remove_file(path).expect("removable");
     }
 }

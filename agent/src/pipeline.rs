@@ -5,6 +5,7 @@
 //! the display, and the exporter's own threads. None of these can hold it up.
 
 use std::{
+    collections::HashSet,
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
     sync::{
@@ -38,6 +39,8 @@ use crate::{
 const BATCH: usize = 65_536;
 /// Time between two looks at counters, sweeps and the like.
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
+/// Time between two looks whether the processes that are left alone are gone.
+const PROCESS_LOOK: Duration = Duration::from_secs(2);
 /// Longest time that the last records are waited for at the end.
 const LAST_DRAIN: Duration = Duration::from_secs(3);
 /// Longest time that the collector is waited for at the end.
@@ -230,6 +233,8 @@ struct Capture {
     started: Instant,
     deadline: Option<Instant>,
     ring_bytes: u32,
+    /// When to look again whether processes are gone.
+    next_look: Instant,
 }
 
 /// What the connection table asks and tells.
@@ -243,8 +248,10 @@ struct Inner {
     exporter: Option<Exporter>,
     recording: Option<Recording>,
     stats: Arc<Stats>,
-    /// Processes to leave alone, for the kernel side.
+    /// Processes that the kernel side is to leave alone from now on.
     excluded: Vec<u32>,
+    /// Those that it leaves alone.
+    left_alone: HashSet<u32>,
 }
 
 impl Capture {
@@ -269,6 +276,7 @@ impl Capture {
                 recording,
                 stats,
                 excluded: Vec::new(),
+                left_alone: HashSet::new(),
                 config,
             },
             kernel,
@@ -276,6 +284,7 @@ impl Capture {
             started: Instant::now(),
             deadline: options.duration.map(|d| Instant::now() + d),
             ring_bytes: options.config.limits.ring_bytes,
+            next_look: Instant::now(),
         }
     }
 
@@ -286,14 +295,17 @@ impl Capture {
                 (Some(port), None)
                     if rule.exe.is_none() && rule.name.is_none() && rule.address.is_none() && rule.side.is_none() =>
                 {
-                    self.kernel.exclude_port(port);
+                    if !self.kernel.exclude_port(port) {
+                        log::warn!("port {port} is traced and then left out: the kernel side's table is full");
+                    }
                 }
                 (None, Some(pid)) if rule.is_about_process() && rule.exe.is_none() && rule.name.is_none() => {
-                    self.kernel.exclude_pid(pid);
+                    self.inner.excluded.push(pid);
                 }
                 _ => {}
             }
         }
+        self.leave_alone();
         let mut next_work = Instant::now();
         let mut over: Option<Instant> = None;
         loop {
@@ -338,11 +350,31 @@ impl Capture {
         for exchange in self.inner.ends.as_mut().map(|e| e.due(wall())).unwrap_or_default() {
             self.inner.take(&exchange);
         }
-        for pid in std::mem::take(&mut self.inner.excluded) {
-            self.kernel.exclude_pid(pid);
-        }
+        self.leave_alone();
         if let Some(recording) = &mut self.inner.recording {
             recording.flush();
+        }
+    }
+
+    /// Tells the kernel side which processes the rules leave out, and which of them are gone: their numbers
+    /// come back for others. One that finds the table full costs more, and is left out all the same.
+    fn leave_alone(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_look {
+            self.next_look = now + PROCESS_LOOK;
+            let kernel = &mut self.kernel;
+            self.inner.left_alone.retain(|&pid| {
+                let gone = identity::is_gone(pid);
+                if gone {
+                    kernel.forget_pid(pid);
+                }
+                !gone
+            });
+        }
+        for pid in std::mem::take(&mut self.inner.excluded) {
+            if !self.inner.left_alone.contains(&pid) && self.kernel.exclude_pid(pid) {
+                self.inner.left_alone.insert(pid);
+            }
         }
     }
 
@@ -427,7 +459,8 @@ impl Inner {
                 Side::Client => (&exchange.client, &exchange.server),
             };
             let exe = exchange.exe.as_deref().unwrap_or_default();
-            let subject = Subject { exe, name: &exchange.service, pid: exchange.pid, local, remote };
+            let name = self.processes.name(exchange.pid).unwrap_or_else(|| exchange.service.clone());
+            let subject = Subject { exe, name: &name, pid: exchange.pid, local, remote };
             if !rules.wants(subject, Some(exchange.side)) {
                 return;
             }

@@ -53,10 +53,10 @@ impl Recording {
         }
         let (sender, blocks) = sync_channel::<Vec<u8>>(WAITING);
         let writer = std::thread::Builder::new().name("recording".into()).spawn(move || {
-            for block in blocks {
-                out.write_all(&block)?;
-            }
-            out.flush()
+            let written = blocks.into_iter().try_for_each(|block| out.write_all(&block)).and_then(|()| out.flush());
+            // Said now: the end, where it is an error, may be days away.
+            written
+                .inspect_err(|e| log::error!("the recording ends here, all later exchanges are counted as lost: {e}"))
         })?;
         Ok(Self {
             block: Vec::with_capacity(BLOCK + 4096),

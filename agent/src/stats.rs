@@ -68,6 +68,9 @@ counters! {
         NotHttp => "not_http",
         /// A head longer than 32 KiB: cut, the exchange is kept.
         HeadTooLong => "head_too_long",
+        /// A request with 64 others under way on its connection: of a HEAD or CONNECT so far back the kernel side has
+        /// forgotten that its answer has no body.
+        DeepPipeline => "deep_pipeline",
         /// A message whose framing the kernel side and the parser judged differently.
         Framing => "framing",
         /// Connections upgraded to WebSocket.

@@ -92,9 +92,9 @@ impl Workloads {
         let exponential = match variable(AGGREGATION).map(|v| v.to_ascii_lowercase()).as_deref() {
             None | Some("explicit_bucket_histogram") => false,
             Some("base2_exponential_bucket_histogram") => true,
-            Some(other) => bail!(
+            Some(other) => bail!(super::WrongVariable(format!(
                 "{AGGREGATION} is `{other}`: it must be explicit_bucket_histogram or base2_exponential_bucket_histogram"
-            ),
+            ))),
         };
         let own = provider(resource("apiscope", None), temporality, exponential);
         observe(&own.0, &stats);

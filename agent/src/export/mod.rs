@@ -10,6 +10,7 @@
 //! One resource per workload ([`MAX_WORKLOADS`]; later ones share one), not one for the agent: metrics by
 //! workload, so that a rollout makes no new series; spans by pod and container.
 
+mod environment;
 mod metrics;
 mod resource;
 mod traces;
@@ -23,6 +24,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::metrics::{Temporality, exporter::PushMetricExporter as _};
+
+pub use environment::WrongVariable;
 
 use crate::{aggregate::SeriesSink, exchange::Exchange, stats::Stats};
 
@@ -61,7 +64,7 @@ fn milliseconds(name: &str, default: Duration) -> anyhow::Result<Duration> {
         None => Ok(default),
         Some(text) => match text.trim().parse::<u64>() {
             Ok(ms) if ms > 0 => Ok(Duration::from_millis(ms)),
-            _ => bail!("{name} is `{text}`: it must be a positive number of milliseconds"),
+            _ => bail!(WrongVariable(format!("{name} is `{text}`: it must be a positive number of milliseconds"))),
         },
     }
 }
@@ -72,7 +75,7 @@ fn wire(signal: &str) -> anyhow::Result<Wire> {
             None => continue,
             Some("grpc") => Ok(Wire::Grpc),
             Some("http/protobuf") => Ok(Wire::Http),
-            Some(other) => bail!("{name} is `{other}`: it must be grpc or http/protobuf"),
+            Some(other) => bail!(WrongVariable(format!("{name} is `{other}`: it must be grpc or http/protobuf"))),
         };
     }
     Ok(Wire::Http)
@@ -84,6 +87,16 @@ fn enabled(signal: &str) -> bool {
     let endpoint =
         variable("OTEL_EXPORTER_OTLP_ENDPOINT").or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")));
     exporter.as_deref() != Some("none") && endpoint.is_some()
+}
+
+/// Where a signal goes, as the operator wrote it, without any credentials in it.
+fn endpoint(signal: &str) -> String {
+    let own = variable(&format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.to_ascii_uppercase()));
+    let text = own.or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT")).unwrap_or_default();
+    match text.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+        Some((scheme, rest)) => format!("{scheme}://{rest}"),
+        None => text,
+    }
 }
 
 /// Is a collector configured?
@@ -102,6 +115,7 @@ impl Exporter {
         if !is_configured() {
             return Ok(None);
         }
+        environment::check(variable)?;
         let interval = milliseconds("OTEL_METRIC_EXPORT_INTERVAL", METRIC_INTERVAL)?;
         let delay = milliseconds("OTEL_BSP_SCHEDULE_DELAY", SPAN_INTERVAL)?;
         let temporality = match variable("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE")
@@ -111,9 +125,9 @@ impl Exporter {
             None | Some("cumulative") => Temporality::Cumulative,
             Some("delta") => Temporality::Delta,
             Some("lowmemory") => Temporality::LowMemory,
-            Some(other) => bail!(
+            Some(other) => bail!(WrongVariable(format!(
                 "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE is `{other}`: it must be cumulative, delta or lowmemory"
-            ),
+            ))),
         };
         let (metric_wire, span_wire) = (wire("METRICS")?, wire("TRACES")?);
         let sampler = traces::Sampler::from_environment()?;
@@ -193,7 +207,9 @@ fn metric_exporter(wire: Wire, temporality: Temporality) -> anyhow::Result<Metri
         Wire::Grpc => builder.with_tonic().build(),
         Wire::Http => builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary).build(),
     }
-    .context("the metrics exporter cannot be made: see the OTEL_EXPORTER_OTLP_* variables")
+    .map_err(|e| {
+        WrongVariable(format!("no exporter of metrics can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
+    })
 }
 
 fn span_exporter(wire: Wire) -> anyhow::Result<SpanExporter> {
@@ -202,7 +218,9 @@ fn span_exporter(wire: Wire) -> anyhow::Result<SpanExporter> {
         Wire::Grpc => builder.with_tonic().build(),
         Wire::Http => builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary).build(),
     }
-    .context("the traces exporter cannot be made: see the OTEL_EXPORTER_OTLP_* variables")
+    .map_err(|e| {
+        WrongVariable(format!("no exporter of traces can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
+    })
 }
 
 /// What the exporting thread works on.
@@ -263,7 +281,8 @@ impl Work {
                     if self.complained.is_none_or(|at| at.elapsed() > COMPLAIN_AFTER) {
                         self.complained = Some(Instant::now());
                         log::warn!(
-                            "the collector does not take {signal}: {e}: is it there, and is OTEL_EXPORTER_OTLP_ENDPOINT right? metrics are kept, spans are dropped"
+                            "the collector at {} does not take {signal}: {e}: is it there, and is OTEL_EXPORTER_OTLP_ENDPOINT right? metrics are kept, spans are dropped",
+                            endpoint(signal)
                         );
                     }
                 }

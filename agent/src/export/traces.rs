@@ -13,7 +13,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 
-use super::{metrics, resource, variable};
+use super::{WrongVariable, metrics, resource, variable};
 use crate::{
     exchange::{Exchange, Origin, Peer, Side},
     stats::Stats,
@@ -49,12 +49,14 @@ impl Sampler {
                 let text = variable("OTEL_TRACES_SAMPLER_ARG").unwrap_or_else(|| "1".into());
                 match text.parse::<f64>() {
                     Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self::Ratio(ratio)),
-                    _ => bail!("OTEL_TRACES_SAMPLER_ARG is `{text}`: it must be a number from 0 to 1"),
+                    _ => bail!(WrongVariable(format!(
+                        "OTEL_TRACES_SAMPLER_ARG is `{text}`: it must be a number from 0 to 1"
+                    ))),
                 }
             }
-            Some(other) => bail!(
+            Some(other) => bail!(WrongVariable(format!(
                 "OTEL_TRACES_SAMPLER is `{other}`: it must be always_on, always_off or traceidratio, with or without parentbased_"
-            ),
+            ))),
         }
     }
 }

@@ -34,7 +34,7 @@ impl Btf {
         let bytes = std::fs::read(PATH).with_context(|| {
             format!("the kernel publishes no type information ({PATH}): it needs CONFIG_DEBUG_INFO_BTF")
         })?;
-        Self::parse(bytes)
+        Self::parse(bytes).with_context(|| format!("the kernel's type information ({PATH}) cannot be read"))
     }
 
     /// Reads BTF data.

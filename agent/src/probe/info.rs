@@ -1,4 +1,4 @@
-//! What aya does not tell of a loaded program.
+//! What aya does not tell: of a loaded program, and of this process's right to load one.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -27,4 +27,16 @@ pub fn recursion_misses(program: BorrowedFd<'_>) -> Option<u64> {
         libc::syscall(libc::SYS_bpf, OBJ_GET_INFO_BY_FD, &raw mut attributes, std::mem::size_of::<Attributes>())
     };
     (result == 0 && attributes.len as usize >= RECURSION_MISSES + 8).then(|| info[RECURSION_MISSES / 8])
+}
+
+/// Capabilities that loading needs and that this process lacks (capabilities(7)). Empty where the kernel does
+/// not say.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    const NEEDED: [(u32, &str); 2] = [(39, "CAP_BPF"), (38, "CAP_PERFMON")];
+    const SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let Some(held) = line.and_then(|v| u64::from_str_radix(v.trim(), 16).ok()) else { return Vec::new() };
+    let has = |bit: u32| held >> bit & 1 != 0;
+    NEEDED.iter().filter(|(bit, _)| !has(*bit) && !has(SYS_ADMIN)).map(|(_, name)| *name).collect()
 }

@@ -73,7 +73,7 @@ pub fn settings(btf: &Btf, wanted: Wanted) -> anyhow::Result<Settings> {
     let found = btf.offsets(paths);
     let missing: Vec<_> = paths.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(p, _)| *p).collect();
     if !missing.is_empty() {
-        bail!("this kernel's types lack {}", missing.join(", "));
+        bail!("this kernel's types lack {}: please report this kernel to the project", missing.join(", "));
     }
     let offset = |i: usize| found[i].unwrap_or_default();
     Ok(Settings {
@@ -109,7 +109,9 @@ impl Kernel {
         let types = Btf::from_kernel()?;
         let present = types.has_tracepoints(SOCKET_DOOR.map(|(_, tracepoint)| tracepoint));
         if let Some(((_, name), _)) = SOCKET_DOOR.iter().zip(present).find(|(_, present)| !present) {
-            bail!("this kernel has no tracepoint {name} (Linux 6.3 and later have it)");
+            bail!(
+                "this kernel has no tracepoint {name} (Linux 6.3 and later have it): run a newer kernel; `apiscope doctor` shows what else was looked at"
+            );
         }
         let settings = settings(&types, wanted)?;
         drop(types);
@@ -119,7 +121,7 @@ impl Kernel {
             .override_global("SETTINGS", &settings, true)
             .map_max_entries("RECORDS", wanted.ring_bytes)
             .load(OBJECT)
-            .context("failed to load the eBPF maps: is this root, or are CAP_BPF and CAP_PERFMON there?")?;
+            .map_err(|e| refusal("the eBPF maps", &anyhow::Error::from(e).root_cause().to_string()))?;
         let take = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
         };
@@ -137,8 +139,7 @@ impl Kernel {
         for (program, tracepoint) in SOCKET_DOOR {
             let p: &mut BtfTracePoint =
                 kernel.ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
-            p.load(tracepoint, &btf)
-                .map_err(|e| anyhow::anyhow!("the kernel refused the program {program}: {}", first_lines(&e)))?;
+            p.load(tracepoint, &btf).map_err(|e| refusal(&format!("the eBPF program {program}"), &first_lines(&e)))?;
             kernel.programs.push(program.to_owned());
         }
         for (program, _) in SOCKET_DOOR {
@@ -170,6 +171,7 @@ impl Kernel {
             (Unread::JoinedLate, of(Count::JOINED_LATE)),
             (Unread::Tls, of(Count::TLS)),
             (Unread::Http2, of(Count::HTTP2)),
+            (Unread::DeepPipeline, of(Count::PIPELINE_FULL)),
         ] {
             stats.set_unread(reason, total);
         }
@@ -237,5 +239,18 @@ fn first_lines(error: &aya::programs::ProgramError) -> String {
         log::debug!("verifier: {text}");
     }
     let tail: Vec<&str> = text.lines().rev().take(12).collect();
-    format!("{io_error}\n  {}", tail.into_iter().rev().collect::<Vec<_>>().join("\n  "))
+    tail.into_iter().rev().fold(io_error.to_string(), |all, line| all + "\n  " + line)
+}
+
+/// Why the kernel would not load something, and what to do.
+fn refusal(what: &str, error: &str) -> anyhow::Error {
+    let missing = super::info::missing_capabilities();
+    if missing.is_empty() {
+        anyhow::anyhow!("the kernel refused {what}: {error}: `apiscope doctor` shows what this kernel allows")
+    } else {
+        anyhow::anyhow!(
+            "the kernel refused {what}, since this process lacks {}: run it as root (`sudo apiscope run`), or give it CAP_BPF and CAP_PERFMON ({error})",
+            missing.join(" and ")
+        )
+    }
 }
