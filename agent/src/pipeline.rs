@@ -295,7 +295,8 @@ impl Capture {
                 (Some(port), None)
                     if rule.exe.is_none() && rule.name.is_none() && rule.address.is_none() && rule.side.is_none() =>
                 {
-                    if !self.kernel.exclude_port(port) {
+                    let fits = self.kernel.exclude_port(port);
+                    if !fits {
                         log::warn!("port {port} is traced and then left out: the kernel side's table is full");
                     }
                 }
