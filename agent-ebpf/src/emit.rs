@@ -8,7 +8,7 @@ use aya_ebpf::{
 
 use crate::{
     kernel,
-    maps::{self, COUNTS, Connection, NEXT, OPENED, RECORDS, Work, setting},
+    maps::{self, COUNTS, Connection, OPENED, RECORDS, Work, setting},
 };
 
 /// Adds to a counter of this CPU.
@@ -26,16 +26,9 @@ const LOOK_EVERY: u64 = 64;
 
 /// The reader polls; it is woken only when a good part of the ring is full.
 #[inline(always)]
-fn wake_flags() -> u64 {
-    let Some(records) = NEXT.get_ptr_mut(1) else {
-        return u64::from(BPF_RB_NO_WAKEUP);
-    };
-    // SAFETY: this CPU's slot.
-    let n = unsafe {
-        *records += 1;
-        *records
-    };
-    if n & (LOOK_EVERY - 1) != 0 {
+fn wake_flags(work: &mut Work) -> u64 {
+    work.records += 1;
+    if work.records & (LOOK_EVERY - 1) != 0 {
         return u64::from(BPF_RB_NO_WAKEUP);
     }
     // SAFETY: the map is a ring buffer.
@@ -46,15 +39,11 @@ fn wake_flags() -> u64 {
 
 /// Copies `size` bytes from `data` into the ring.
 #[inline(always)]
-fn output(data: *const u8, size: u64) -> bool {
+fn output(work: &mut Work, data: *const u8, size: u64) -> bool {
+    let flags = wake_flags(work);
     // SAFETY: `data` is map memory with at least `size` bytes: the verifier proves it at load.
     unsafe {
-        generated::bpf_ringbuf_output(
-            (&raw const RECORDS).cast_mut().cast(),
-            data.cast_mut().cast(),
-            size,
-            wake_flags(),
-        ) == 0
+        generated::bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), data.cast_mut().cast(), size, flags) == 0
     }
 }
 
@@ -97,7 +86,7 @@ pub fn head(
     work.record.body = body;
     let len = if len > DATA_LIMIT as u64 { DATA_LIMIT as u64 } else { len };
     work.record.len = len as u32;
-    output((&raw const work.record).cast(), size_of::<Record>() as u64 + len)
+    output(work, (&raw const work.record).cast(), size_of::<Record>() as u64 + len)
 }
 
 /// A record without data, about the direction of this run.
@@ -106,7 +95,7 @@ pub fn bare(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {
     header(work, connection, kind, flags);
     // The index counts messages begun: the one that ends is the one before.
     work.record.index = work.record.index.wrapping_sub(1);
-    if !output((&raw const work.record).cast(), size_of::<Record>() as u64) {
+    if !output(work, (&raw const work.record).cast(), size_of::<Record>() as u64) {
         count(Count::END_RING_FULL);
     }
 }
@@ -131,7 +120,7 @@ fn open(work: &mut Work, connection: &mut Connection) -> bool {
         kernel::addresses(work.sock, open);
         (*open).comm = bpf_get_current_comm().unwrap_or([0; 16]);
     }
-    if output(copy.cast(), (size_of::<Record>() + size_of::<Open>()) as u64) {
+    if output(work, copy.cast(), (size_of::<Record>() + size_of::<Open>()) as u64) {
         connection.state |= OPENED;
         return true;
     }
@@ -167,7 +156,7 @@ pub fn close(
             i += 1;
         }
     }
-    if !output((&raw const work.record).cast(), (size_of::<Record>() + size_of::<Close>()) as u64) {
+    if !output(work, (&raw const work.record).cast(), (size_of::<Record>() + size_of::<Close>()) as u64) {
         count(Count::END_RING_FULL);
     }
 }

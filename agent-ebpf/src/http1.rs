@@ -230,17 +230,16 @@ pub fn next_buffer(work: &mut Work) -> bool {
     if work.vectors == 0 {
         return false;
     }
-    let mut pair = [0u64; 2];
-    // SAFETY: the helper checks the address.
-    if unsafe { bpf_probe_read_user((&raw mut pair).cast(), 16, work.vector as *const _) } != 0 {
+    // `pointer` and `length` are a `struct iovec`.
+    // SAFETY: 16 bytes of this CPU's slot; the helper checks the address.
+    if unsafe { bpf_probe_read_user((&raw mut work.pointer).cast(), 16, work.vector as *const _) } != 0 {
         emit::count(Count::UNREADABLE);
+        work.length = 0;
         work.readable = 0;
         return true;
     }
     work.vector += 16;
     work.vectors -= 1;
-    work.pointer = pair[0];
-    work.length = pair[1];
     true
 }
 

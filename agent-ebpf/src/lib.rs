@@ -175,8 +175,6 @@ impl Count {
     pub const HTTP2: u32 = 12;
     /// Calls that were taken apart into more than [`super::STEPS`] units.
     pub const STEPS: u32 = 13;
-    /// Messages on the HTTP path, for the cost per exchange.
-    pub const HEADS: u32 = 14;
     /// Number of counters.
     pub const LEN: u32 = 16;
 }

@@ -25,9 +25,9 @@ pub static WORK: PerCpuArray<Work, 3, 0> = PerCpuArray::new();
 #[btf_map]
 pub static COUNTS: PerCpuArray<u64, { Count::LEN as usize }, 0> = PerCpuArray::new();
 
-/// By CPU: [0] number of the next connection, [1] records passed on.
+/// By CPU: number of the next connection.
 #[btf_map]
-pub static NEXT: PerCpuArray<u64, 2, 0> = PerCpuArray::new();
+pub static NEXT: PerCpuArray<u64, 1, 0> = PerCpuArray::new();
 
 /// Processes (thread groups) that are not traced.
 #[btf_map]
@@ -164,6 +164,8 @@ pub struct Direction {
 /// Working memory of one run.
 #[repr(C)]
 pub struct Work {
+    /// Records passed on from here.
+    pub records: u64,
     pub record: Record,
     /// Head bytes; a window may be read at any offset up to `DATA_LIMIT`.
     pub data: [u8; DATA_LIMIT + WINDOW + 64],
@@ -175,12 +177,12 @@ pub struct Work {
     pub end: u64,
     /// Bytes of the system call still to be looked at.
     pub left: u64,
-    /// Current buffer.
+    /// Current buffer: the layout of `struct iovec`.
     pub pointer: u64,
     pub length: u64,
     /// Bytes to pass over before the next that is looked at.
     pub skip: u64,
-    /// Buffers to come: `struct iovec` array.
+    /// Buffers to come, an array of `struct iovec`: the layout of `msg_iov` and `msg_iovlen`.
     pub vector: u64,
     pub vectors: u64,
     /// 1 while the bytes can be read, 0 when only their number is known.

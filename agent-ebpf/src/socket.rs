@@ -73,8 +73,9 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
     work.left = bytes;
     work.filled = 0;
     work.vectors = 0;
-    work.length = 0;
-    work.skip = 0;
+    // Two stores: the compiler would call a byte-wise memset for the pair.
+    http1::set(&raw mut work.length, 0);
+    http1::set(&raw mut work.skip, 0);
     work.readable = 1;
     if readable {
         match kernel::buffer() {
@@ -88,16 +89,16 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
             }
             Buffer::Message(message) => {
                 // struct msghdr: name, namelen, iov, iovlen (16 and 24 on 64 bits).
-                let mut pair = [0u64; 2];
-                // SAFETY: the helper checks the address.
-                let failed =
-                    unsafe { generated::bpf_probe_read_user((&raw mut pair).cast(), 16, (message + 16) as *const _) };
+                // Into `vector` and `vectors`.
+                // SAFETY: 16 bytes of this CPU's slot; the helper checks the address.
+                let failed = unsafe {
+                    generated::bpf_probe_read_user((&raw mut work.vector).cast(), 16, (message + 16) as *const _)
+                };
                 if failed != 0 {
                     emit::count(Count::UNREADABLE);
+                    work.vectors = 0;
                     work.readable = 0;
                 }
-                work.vector = pair[0];
-                work.vectors = pair[1];
             }
             Buffer::None => work.readable = 0,
             Buffer::Uring => {

@@ -3,7 +3,7 @@
 //! is unusual it leaves untouched for the machine, so that it may be strict without being wrong.
 //!
 //! Why two ways: the machine keeps its place in map memory and runs a callback per step and line, which
-//! makes splitting at any byte affordable for the verifier, at three times the cost per message.
+//! makes splitting at any byte affordable for the verifier, at a quarter more cost per message.
 //!
 //! The loop below goes over the head once, eight bytes at a time; at each line's start it looks at eight
 //! bytes: the blank line, `content-` and `transfer` are all that matters for framing. It is a callback of
