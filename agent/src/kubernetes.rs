@@ -388,7 +388,7 @@ impl Watcher {
         self.with(|pods| {
             for change in changes {
                 match change {
-                    Change::Pod(pod) => pods.pod(self.source, pod),
+                    Change::Pod(pod) => pods.pod(self.source, pod, now()),
                     Change::PodGone(uid) => pods.pod_gone(&uid, now()),
                     Change::Fixed(kind, name, addresses, origin) => pods.fixed(kind, &name, addresses, &origin),
                 }

@@ -5,6 +5,7 @@
 //! each test has a server address of its own and looks only at exchanges there.
 
 pub mod agent;
+pub mod apiserver;
 pub mod peer;
 
 pub use agent::{Agent, Want};

@@ -58,7 +58,7 @@ impl Ends {
     pub fn name(&mut self, mut exchange: Exchange, now: u64) -> Option<Exchange> {
         let missing = {
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            look_up(&pods, &mut exchange)
+            look_up(&pods, &mut exchange, !pods.is_live(Source::NodePods))
         };
         let stranger = missing.peer.is_some_and(|a| self.strangers.get(&a).is_some_and(|until| *until > now));
         if !missing.own && (missing.peer.is_none() || stranger) {
@@ -83,7 +83,7 @@ impl Ends {
         let mut due = Vec::new();
         let mut waiting = VecDeque::new();
         for (until, mut exchange) in std::mem::take(&mut self.waiting) {
-            let missing = look_up(&pods, &mut exchange);
+            let missing = look_up(&pods, &mut exchange, until <= now);
             if !missing.own && missing.peer.is_none() {
                 due.push(exchange);
             } else if until > now {
@@ -114,7 +114,8 @@ impl Ends {
     }
 }
 
-fn look_up(pods: &Pods, exchange: &mut Exchange) -> Missing {
+/// `last`: nothing will be waited for after this.
+fn look_up(pods: &Pods, exchange: &mut Exchange, last: bool) -> Missing {
     let mut missing = Missing::default();
     if let Some(origin) = &exchange.origin
         && let Some(id) = &origin.container_id
@@ -142,7 +143,8 @@ fn look_up(pods: &Pods, exchange: &mut Exchange) -> Missing {
             } else {
                 match pods.at(address, exchange.ts) {
                     Found::Known(found) => exchange.peer = Some(found),
-                    Found::Perhaps => missing.peer = Some(address),
+                    Found::Likely(found) if last => exchange.peer = Some(found),
+                    Found::Likely(_) | Found::Perhaps => missing.peer = Some(address),
                     Found::Outside => {}
                 }
             }
@@ -187,7 +189,7 @@ mod tests {
         let id: Arc<str> = container.into();
         let of = Arc::new(Origin { container_id: Some(id.clone()), ..origin.clone() });
         let addresses = vec![address.parse().expect("an address")];
-        Pod { uid, origin: Arc::new(origin), addresses, containers: vec![(id, of)], created: 0 }
+        Pod { uid, origin: Arc::new(origin), addresses, containers: vec![(id, of)], created: 0, ended: false }
     }
 
     fn exchange(container: &str, client: &str) -> Exchange {
@@ -213,11 +215,11 @@ mod tests {
         pods.write().expect("whole").set_live(Source::NodePods, true);
         assert!(ends.name(exchange("c1", "10.0.0.9:5"), 100 * S).is_none());
         assert!(ends.due(100 * S + S).is_empty());
-        pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"));
+        pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"), 0);
         let named = ends.due(100 * S + S);
         // The address beside the pod's may be a pod's too: that is waited for still.
         assert!(named.is_empty());
-        pods.write().expect("whole").pod(Source::OtherPods, pod("job", "10.0.0.9", "x"));
+        pods.write().expect("whole").pod(Source::OtherPods, pod("job", "10.0.0.9", "x"), 0);
         let named = ends.due(100 * S + S);
         let first = named.first().expect("named");
         assert_eq!((&*first.service, first.caller.as_deref()), ("web-svc", Some("shop/job")));
@@ -233,7 +235,7 @@ mod tests {
     #[test]
     fn names_that_processes_give_themselves_stay() {
         let (pods, _, mut ends) = start();
-        pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"));
+        pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"), 0);
         let mut own = exchange("c1", "127.0.0.1:5");
         own.origin = own.origin.map(|o| Arc::new(Origin { named: true, ..(*o).clone() }));
         let named = ends.name(own, 100 * S).expect("known");

@@ -1,9 +1,11 @@
 //! What runs where in the cluster: container id -> pod, address at a time -> pod, service or node. A table
 //! over values: `kubernetes` fills it from the API server, `pipeline` asks it.
 //!
-//! An address belongs to one pod after another. Each pod holds its addresses from its creation to
-//! [`GRACE`] after its deletion; of those that held one at the time of an exchange, the pod that was created
-//! last is meant. A node's own address is the node's: its host-network pods share it.
+//! An address belongs to one pod after another, within a second of each other at times. Meant is the pod
+//! that was known to hold it at the time of the exchange; else, since the API server tells late and creation
+//! times are whole seconds, the one created last of those that may have held it then. A pod that ran to its
+//! end holds nothing any more, though it is listed with its address until it is deleted. A node's own
+//! address is the node's: its host-network pods share it.
 //!
 //! Bounds: [`MAX_PODS`], [`MAX_SERVICES`], [`MAX_NODES`]; what does not fit is refused and counted.
 
@@ -40,6 +42,8 @@ pub struct Pod {
     pub containers: Vec<(Arc<str>, Arc<Origin>)>,
     /// Creation, ns since the epoch.
     pub created: u64,
+    /// It ran to its end.
+    pub ended: bool,
 }
 
 /// What holds addresses beside pods.
@@ -103,8 +107,11 @@ pub struct Pods {
 struct Known {
     pod: Pod,
     source: Source,
-    /// When it was deleted, ns since the epoch.
-    deleted: Option<u64>,
+    /// When it was known to hold its addresses first, ns since the epoch.
+    seen: u64,
+    /// When it ended or was deleted.
+    ended: Option<u64>,
+    deleted: bool,
 }
 
 /// What an address is, at a time.
@@ -112,6 +119,8 @@ struct Known {
 pub enum Found {
     /// It belongs to this.
     Known(Arc<Origin>),
+    /// This held it until a moment before; another may have it now, of which the API server tells late.
+    Likely(Arc<Origin>),
     /// Pods have addresses like this, and the table may be a moment late.
     Perhaps,
     /// It belongs to nothing in the cluster.
@@ -119,8 +128,8 @@ pub enum Found {
 }
 
 impl Pods {
-    /// Adds a pod, or what changed of it.
-    pub fn pod(&mut self, source: Source, pod: Pod) {
+    /// Adds a pod, or what changed of it, as told at `now`, ns since the epoch.
+    pub fn pod(&mut self, source: Source, pod: Pod, now: u64) {
         self.changes += 1;
         if !self.pods.contains_key(&pod.uid) && self.pods.len() >= MAX_PODS {
             self.refused += 1;
@@ -131,8 +140,13 @@ impl Pods {
         }
         let mut pod = pod;
         pod.containers.truncate(MAX_CONTAINERS);
-        let old = self.pods.get(&pod.uid).map(|k| (k.pod.addresses.clone(), k.pod.containers.clone()));
-        if let Some((addresses, containers)) = old {
+        let (mut seen, mut ended) = (now, pod.ended.then_some(now));
+        if let Some(old) = self.pods.get(&pod.uid) {
+            let (addresses, containers) = (old.pod.addresses.clone(), old.pod.containers.clone());
+            if !addresses.is_empty() {
+                seen = old.seen;
+            }
+            ended = if pod.ended { old.ended.or(ended) } else { None };
             for address in addresses.iter().filter(|a| !pod.addresses.contains(a)) {
                 // A finished pod has no address in some versions of the API; its exchanges still do.
                 if !pod.addresses.is_empty() {
@@ -161,14 +175,15 @@ impl Pods {
                 holders.insert(at, pod.uid.clone());
             }
         }
-        self.pods.insert(pod.uid.clone(), Known { pod, source, deleted: None });
+        self.pods.insert(pod.uid.clone(), Known { pod, source, seen, ended, deleted: false });
     }
 
     /// A pod was deleted at `now`, ns since the epoch.
     pub fn pod_gone(&mut self, uid: &str, now: u64) {
         let Some(known) = self.pods.get_mut(uid) else { return };
-        if known.deleted.is_none() {
-            known.deleted = Some(now);
+        if !known.deleted {
+            known.deleted = true;
+            known.ended.get_or_insert(now);
             self.gone.push_back((now + GRACE, known.pod.uid.clone()));
         }
     }
@@ -204,7 +219,7 @@ impl Pods {
                 let gone: Vec<_> = self
                     .pods
                     .iter()
-                    .filter(|(uid, k)| k.source == source && k.deleted.is_none() && !present.contains(*uid))
+                    .filter(|(uid, k)| k.source == source && !k.deleted && !present.contains(*uid))
                     .map(|(uid, _)| uid.clone())
                     .collect();
                 for uid in gone {
@@ -262,13 +277,16 @@ impl Pods {
             return Found::Known(origin.clone());
         }
         let holders = self.addresses.get(&address).map(Vec::as_slice).unwrap_or_default();
-        let held = |uid: &&Arc<str>| {
-            self.pods.get(*uid).is_some_and(|k| {
-                k.pod.created <= ts.saturating_add(SKEW) && k.deleted.is_none_or(|at| ts <= at.saturating_add(SKEW))
-            })
-        };
-        if let Some(known) = holders.iter().rev().find(held).and_then(|uid| self.pods.get(uid)) {
+        let known = || holders.iter().rev().filter_map(|uid| self.pods.get(uid));
+        let there = |k: &&Known| k.ended.is_none_or(|at| ts <= at);
+        let created = |k: &&Known| k.pod.created <= ts.saturating_add(SKEW);
+        let seen = known().find(|k| there(k) && k.pod.created <= ts && k.seen <= ts);
+        if let Some(known) = seen.or_else(|| known().find(|k| there(k) && created(k))) {
             return Found::Known(known.pod.origin.clone());
+        }
+        let just_ended = |k: &&Known| created(k) && k.ended.is_some_and(|at| ts <= at.saturating_add(SKEW));
+        if let Some(known) = known().find(just_ended) {
+            return Found::Likely(known.pod.origin.clone());
         }
         let told = self.live[Source::NodePods as usize] || self.live[Source::OtherPods as usize];
         if told && self.near.contains(&network(address)) { Found::Perhaps } else { Found::Outside }
@@ -282,7 +300,7 @@ impl Pods {
             let uid = uid.clone();
             self.gone.pop_front();
             // It may have come back meanwhile: a list that was older than a watch.
-            if self.pods.get(&uid).is_none_or(|k| k.deleted.is_none()) {
+            if self.pods.get(&uid).is_none_or(|k| !k.deleted) {
                 continue;
             }
             if let Some(known) = self.pods.remove(&uid) {
@@ -354,7 +372,7 @@ mod tests {
         let id: Arc<str> = format!("id-{uid}").into();
         let container = Arc::new(Origin { container_id: Some(id.clone()), ..(*origin).clone() });
         let addresses = address.parse().into_iter().collect();
-        Pod { uid, origin, addresses, containers: vec![(id, container)], created }
+        Pod { uid, origin, addresses, containers: vec![(id, container)], created, ended: false }
     }
 
     fn name(found: Found) -> String {
@@ -362,6 +380,7 @@ mod tests {
             Found::Known(o) => {
                 o.pod.clone().or_else(|| o.workload.as_ref().map(|w| w.name.clone())).expect("named").to_string()
             }
+            Found::Likely(o) => format!("{}?", o.pod.as_deref().unwrap_or_default()),
             Found::Perhaps => "?".into(),
             Found::Outside => "-".into(),
         }
@@ -373,11 +392,11 @@ mod tests {
         let ip = "10.1.2.3".parse().expect("an address");
         pods.set_live(Source::OtherPods, true);
         assert_eq!(name(pods.at(ip, 0)), "-");
-        pods.pod(Source::OtherPods, pod("a", "10.1.2.3", 100 * S));
+        pods.pod(Source::OtherPods, pod("a", "10.1.2.3", 100 * S), 100 * S);
         pods.pod_gone("a", 200 * S);
-        pods.pod(Source::OtherPods, pod("b", "10.1.2.3", 210 * S));
+        pods.pod(Source::OtherPods, pod("b", "10.1.2.3", 210 * S), 211 * S);
         assert_eq!(name(pods.at(ip, 150 * S)), "a");
-        assert_eq!(name(pods.at(ip, 202 * S)), "a");
+        assert_eq!(name(pods.at(ip, 202 * S)), "a?");
         assert_eq!(name(pods.at(ip, 215 * S)), "b");
         assert_eq!(name(pods.at(ip, 50 * S)), "?");
         assert_eq!(name(pods.at("10.1.9.9".parse().expect("an address"), 150 * S)), "?");
@@ -386,16 +405,32 @@ mod tests {
         assert_eq!((pods.len(), name(pods.at(ip, 150 * S)).as_str()), (1, "?"));
         // Told in the other order, as after a new list.
         let mut pods = Pods::default();
-        pods.pod(Source::OtherPods, pod("b", "10.1.2.3", 210 * S));
-        pods.pod(Source::OtherPods, pod("a", "10.1.2.3", 100 * S));
+        pods.pod(Source::OtherPods, pod("b", "10.1.2.3", 210 * S), 211 * S);
+        pods.pod(Source::OtherPods, pod("a", "10.1.2.3", 100 * S), 100 * S);
         assert_eq!(name(pods.at(ip, 215 * S)), "b");
+    }
+
+    #[test]
+    fn addresses_that_change_hands_within_a_second() {
+        let mut pods = Pods::default();
+        let ip = "10.1.2.3".parse().expect("an address");
+        let ms = |ms: u64| 100 * S + ms * 1_000_000;
+        pods.pod(Source::OtherPods, pod("a", "10.1.2.3", 99 * S), 99 * S);
+        pods.pod(Source::OtherPods, Pod { ended: true, ..pod("a", "10.1.2.3", 99 * S) }, ms(300));
+        // Created in the same whole second, told of late.
+        pods.pod(Source::OtherPods, pod("b", "10.1.2.3", 100 * S), ms(600));
+        assert_eq!(name(pods.at(ip, ms(200))), "a");
+        assert_eq!(name(pods.at(ip, ms(450))), "b", "before it was told of");
+        assert_eq!(name(pods.at(ip, ms(700))), "b");
+        pods.pod_gone("a", ms(800));
+        assert_eq!(name(pods.at(ip, ms(700))), "b");
     }
 
     #[test]
     fn lists_end_what_they_do_not_name() {
         let mut pods = Pods::default();
-        pods.pod(Source::NodePods, pod("a", "10.1.0.1", 0));
-        pods.pod(Source::OtherPods, pod("b", "10.1.0.2", 0));
+        pods.pod(Source::NodePods, pod("a", "10.1.0.1", 0), 0);
+        pods.pod(Source::OtherPods, pod("b", "10.1.0.2", 0), 0);
         pods.listed(Source::NodePods, &FxHashSet::default(), 10 * S);
         assert_eq!(name(pods.at("10.1.0.1".parse().expect("an address"), 20 * S)), "-");
         assert_eq!(name(pods.at("10.1.0.2".parse().expect("an address"), 20 * S)), "b");
@@ -412,7 +447,7 @@ mod tests {
     #[test]
     fn a_container_is_known_by_its_pod_before_the_api_names_it() {
         let mut pods = Pods::default();
-        pods.pod(Source::NodePods, pod("a", "", 0));
+        pods.pod(Source::NodePods, pod("a", "", 0), 0);
         let origin = pods.container("new", Some("a")).expect("known by its pod");
         assert_eq!((origin.pod.as_deref(), origin.container_id.as_deref()), (Some("a"), Some("new")));
         assert!(pods.container("new", Some("b")).is_none() && pods.container("new", None).is_none());
@@ -425,7 +460,7 @@ mod tests {
             let mut p = pod(&i.to_string(), "10.9.9.9", i as u64);
             p.containers.clear();
             p.addresses.clear();
-            pods.pod(Source::OtherPods, p);
+            pods.pod(Source::OtherPods, p, 0);
         }
         assert_eq!((pods.len(), pods.refused), (MAX_PODS, 10));
         pods.listed(Source::OtherPods, &FxHashSet::default(), 0);

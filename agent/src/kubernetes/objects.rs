@@ -147,6 +147,7 @@ struct ContainerSpec {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PodStatus {
+    phase: String,
     #[serde(rename = "podIP")]
     pod_ip: String,
     #[serde(rename = "podIPs")]
@@ -292,7 +293,14 @@ pub fn pod(text: &str, naming: &Naming, shared: &mut Shared) -> serde_json::Resu
     } else {
         addresses(status.pod_ips.iter().map(|ip| ip.ip.as_str()).chain([status.pod_ip.as_str()]))
     };
-    Ok(Pod { uid: meta.uid.as_str().into(), origin: Arc::new(origin), addresses, containers, created: created(meta) })
+    Ok(Pod {
+        uid: meta.uid.as_str().into(),
+        origin: Arc::new(origin),
+        addresses,
+        containers,
+        created: created(meta),
+        ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
+    })
 }
 
 /// A row of the table of pods; `None` for a row without its object.
@@ -324,6 +332,9 @@ pub fn pod_row(
         addresses: addresses(row.cell(columns, "IP").into_iter()),
         containers: Vec::new(),
         created: created(meta),
+        // What `kubectl get` shows of pods in phase Succeeded and Failed. A pod that only restarts shows
+        // another word a moment later.
+        ended: matches!(row.cell(columns, "Status"), Some("Completed" | "Succeeded" | "Failed" | "Evicted")),
     }))
 }
 
