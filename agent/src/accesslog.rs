@@ -66,10 +66,12 @@ fn timestamp(text: &str) -> Option<u64> {
     let month = i64::try_from(MONTHS.iter().position(|m| *m == name)?).ok()? + 1;
     let mut number = || parts.next()?.parse::<i64>().ok();
     let (year, hour, minute, second) = (number()?, number()?, number()?, number()?);
-    if !(1..=31).contains(&day) || !(1970..=9999).contains(&year) || hour > 23 || minute > 59 || second > 60 {
+    let all = [(day, 1..=31), (year, 1970..=9999), (hour, 0..=23), (minute, 0..=59), (second, 0..=60)];
+    if all.iter().any(|(n, may)| !may.contains(n)) {
         return None;
     }
-    let offset: i64 = zone.parse().ok()?;
+    // Zones are at most 14 hours from UTC.
+    let offset: i64 = zone.parse().ok().filter(|z| (-1459..=1459).contains(z))?;
     let offset = (offset / 100 * 60 + offset % 100) * 60;
     // Days from civil (Hinnant, chrono-compatible low-level date algorithms).
     let shifted = if month <= 2 { year - 1 } else { year };
@@ -100,6 +102,9 @@ mod tests {
             "",
             "x",
             r#"1.1.1.1 - - [x] "GET / HTTP/1.1" 200 1"#,
+            r#"1.1.1.1 - - [01/Jan/2024:00:00:00 +9999999999999999999] "GET / HTTP/1.1" 200 1"#,
+            r#"1.1.1.1 - - [01/Jan/2024:00:00:00 -0799999999999] "GET / HTTP/1.1" 200 1"#,
+            r#"1.1.1.1 - - [01/Jan/2024:-9223372036854775807:00:00 +0000] "GET / HTTP/1.1" 200 1"#,
             r#"1.1.1.1 - - [01/Jan/2024:00:00:00 +0000] "\x16\x03" 400 1"#,
         ] {
             assert!(parse(bad.as_bytes(), "w").is_err(), "{bad}");

@@ -354,7 +354,7 @@ impl Rule {
             || self.address.is_some()
             || self.side.is_some();
         named
-            && self.exe.as_deref().is_none_or(|p| glob(p, subject.exe))
+            && self.exe.as_deref().is_none_or(|p| runs(p, subject))
             && self.name.as_deref().is_none_or(|p| glob(p, subject.name))
             && self.pid.is_none_or(|p| p == subject.pid)
             && self.port.is_none_or(|p| port(subject.local) == Some(p) || port(subject.remote) == Some(p))
@@ -384,10 +384,21 @@ impl ServiceRule {
     #[must_use]
     pub fn matches(&self, subject: Subject<'_>) -> bool {
         (self.exe.is_some() || self.process.is_some() || self.port.is_some())
-            && self.exe.as_deref().is_none_or(|p| glob(p, subject.exe))
+            && self.exe.as_deref().is_none_or(|p| runs(p, subject))
             && self.process.as_deref().is_none_or(|p| glob(p, subject.name))
             && self.port.is_none_or(|p| port(subject.local) == Some(p))
     }
+}
+
+/// Does a process run this executable? One that ended before it was looked at has only the kernel's name left:
+/// the first 15 bytes of the file's (`TASK_COMM_LEN`, prctl(2)), unless it called itself otherwise.
+fn runs(pattern: &str, subject: Subject<'_>) -> bool {
+    if !subject.exe.is_empty() {
+        return glob(pattern, subject.exe);
+    }
+    let file = pattern.rsplit('/').next().unwrap_or(pattern);
+    let named = file.bytes().any(|b| b != b'*');
+    named && (glob(file, subject.name) || (subject.name.len() == 15 && file.starts_with(subject.name)))
 }
 
 /// Matches `*` as any characters.
@@ -547,6 +558,11 @@ mod tests {
         let server_only = capture("[[capture.exclude]]\nside = \"client\"");
         assert!(server_only.wants(subject, None) && !server_only.wants(subject, Some(Side::Client)));
         assert!(capture("[[capture.exclude]]").wants(subject, None), "an empty rule matches nothing");
+        let gone = Subject { exe: "", name: "a-long-program-", ..subject };
+        assert!(!capture("[[capture.exclude]]\nexe = \"/opt/a-long-program-name\"").wants(gone, None));
+        assert!(!capture("[[capture.exclude]]\nexe = \"*/a-long*\"").wants(gone, None));
+        assert!(capture("[[capture.exclude]]\nexe = \"/opt/*\"").wants(gone, None));
+        assert!(capture("[[capture.exclude]]\nexe = \"*/nginx\"").wants(gone, None));
     }
 
     proptest::proptest! {

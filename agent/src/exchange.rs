@@ -505,6 +505,9 @@ impl Exchange {
     /// Says what is wrong with the line: not JSON, a key of the wrong type, a required key missing.
     pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
         let line: Line<'_> = serde_json::from_slice(line)?;
+        if line.method.is_empty() {
+            return Err(serde::de::Error::custom("the method is empty"));
+        }
         Ok(line.into())
     }
 }

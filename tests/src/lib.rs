@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod fuzz;
 pub mod peer;
 
 pub use agent::{Agent, Want};

@@ -26,6 +26,9 @@ pub struct Options {
     /// Unit tests only: no root, no other program, nothing of the kernel.
     #[arg(long)]
     quick: bool,
+    /// Also the tests that take minutes or thousands of descriptors; without this they are listed as ignored.
+    #[arg(long, conflicts_with = "quick")]
+    long: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -62,16 +65,21 @@ pub fn run(options: &Options) -> Result<()> {
                 };
                 command.arg(format!("{name}={}", value.to_string_lossy()));
             }
-            command.arg(&binary).args(&filter).current_dir(place::root().join("tests"));
+            command.arg(&binary).args(&filter);
+            if options.long {
+                command.arg("--include-ignored");
+            }
+            command.current_dir(place::root().join("tests"));
             sum.run(&mut command)?;
         }
     }
     println!(
-        "{}: {} passed, {} failed, {} ignored in {} s",
+        "{}: {} passed, {} failed, {} ignored{} in {} s",
         if options.quick { "unit tests" } else { "all tests" },
         sum.passed,
         sum.failed,
         sum.ignored,
+        if sum.ignored > 0 && !options.long { " (`cargo xtask test --long` runs them)" } else { "" },
         started.elapsed().as_secs()
     );
     if sum.broken {

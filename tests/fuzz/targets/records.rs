@@ -1,6 +1,4 @@
-//! Wire records: any bytes are an event or an error.
+//! Wire records, and the connection table that takes them.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|record: &[u8]| {
-    let _ = apiscope::event::parse(record);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| apiscope_tests::fuzz::records(bytes));

@@ -1,0 +1,4 @@
+//! Lines of recordings.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| apiscope_tests::fuzz::ndjson(bytes));

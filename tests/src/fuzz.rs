@@ -1,0 +1,173 @@
+//! What the fuzz targets call, one function for each door by which bytes of others come in. `tests/fuzz` runs
+//! them under libFuzzer; `tests/fuzz.rs` runs them on mutated examples with stable Rust, on every test run.
+//!
+//! Each takes any bytes, and asserts what must hold of the result whatever they were.
+
+use std::sync::Arc;
+
+use apiscope::{
+    accesslog,
+    config::Config,
+    conn::{Connections, Identity, MAX_PIPELINE, Outside},
+    event,
+    exchange::{Exchange, MAX_QUERY_KEYS, MAX_USER_AGENT, Peer},
+    proto::http1,
+    route::Routes,
+    stats::{Stats, Unread},
+};
+
+/// A target: its name, its function, and an example of what it reads.
+pub type Target = (&'static str, fn(&[u8]), &'static [u8]);
+
+/// All of them.
+pub const TARGETS: [Target; 6] = [
+    (
+        "http1",
+        head,
+        b"POST /a/42?token=1&b HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer abc\r\nCookie: a=b\r\nUser-Agent: x\r\n\
+          traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n\
+          HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nUpgrade: websocket\r\n\r\n",
+    ),
+    ("records", records, b"\x01\x00\x02\x00\x01\x00\x00\x00GET /u/1 HTTP/1.1\r\n\r\n\xff\x02\x00\x07\x00\x01\x00HTTP/1.1 200 OK\r\n\r\n"),
+    (
+        "accesslog",
+        access_log,
+        b"10.0.0.1 - frank [10/Oct/2023:13:55:36 -0700] \"GET /users/1?x=y HTTP/1.1\" 200 2326 \"http://r\" \"a \\\" b\"",
+    ),
+    (
+        "ndjson",
+        ndjson,
+        b"{\"ts\":1,\"service\":\"s\",\"method\":\"GET\",\"path\":\"/u/1\",\"status\":200,\"client\":\"[::1]:80\",\
+          \"query_keys\":[\"a\"],\"end\":\"reset\",\"trace_id\":\"0af7651916cd43dd8448eb211c80319c\",\"side\":\"client\"}",
+    ),
+    (
+        "config",
+        config,
+        b"[capture]\nsides = \"server\"\n[[capture.exclude]]\naddress = \"10.0.0.0/8\"\nexe = \"*/n*x\"\n[limits]\n\
+          ring_bytes = 65536\n[[service]]\nname = \"s\"\nport = 80\n[routes]\npatterns = [\"/a/{b}\"]\n",
+    ),
+    ("routes", routes, b"/users/42/orders/7f9c2ba4-e88f-11ee-ae5d-0242ac120002\n/a//b/\xc3\xa9%20?\n*"),
+];
+
+/// The head of a request or a response. No query value and no credential comes through.
+pub fn head(bytes: &[u8]) {
+    if let Some(request) = http1::request(bytes) {
+        assert!(!request.path.contains('?') || !request.path.starts_with('/'), "a query is left in {}", request.path);
+        assert!(request.query_keys.len() <= MAX_QUERY_KEYS);
+        assert!(request.user_agent.is_none_or(|a| a.chars().count() <= MAX_USER_AGENT));
+    }
+    if let Some(response) = http1::response(bytes) {
+        assert!(response.status < 1000);
+    }
+}
+
+struct Sink(u64);
+
+impl Outside for Sink {
+    fn identify(&mut self, _: u32, comm: &str, _: &Peer, _: &Peer) -> Identity {
+        Identity { service: comm.into(), exe: None, origin: None, wanted: !comm.starts_with('x') }
+    }
+
+    fn exchange(&mut self, exchange: Exchange) {
+        self.0 += 1;
+        // What is written must be read again: recordings are an input too.
+        let mut line = Vec::new();
+        exchange.write_json(exchange.path.as_deref(), &mut line);
+        Exchange::from_json(&line).expect("a line of our own");
+    }
+
+    fn is_gone(&mut self, pid: u32) -> bool {
+        pid % 2 == 1
+    }
+}
+
+/// Records of the kernel side, in any order: the first byte of each part says how many bytes its header takes
+/// from the data, so that most are well-formed enough to reach the connection table.
+pub fn records(bytes: &[u8]) {
+    // As they are.
+    let _ = event::parse(bytes);
+    let stats = Arc::new(Stats::default());
+    let (mut table, mut sink) = (Connections::new(1, stats.clone()), Sink(0));
+    let mut rest = bytes;
+    let mut ts = 0;
+    while let Some((header, after)) = rest.split_at_checked(8) {
+        let take = usize::from(header[7]).min(after.len());
+        let (data, after) = after.split_at(take);
+        rest = after;
+        ts += u64::from(header[6]);
+        let wire = record(header, ts, data);
+        match event::parse(&wire) {
+            Ok(event) => table.handle(event, &mut sink),
+            Err(_) => stats.miss(Unread::Framing, 1),
+        }
+        if header[0] & 0x80 != 0 {
+            table.sweep(ts << 24, &mut sink);
+        }
+    }
+    assert!(table.len() <= 4, "{} connections of four numbers", table.len());
+    assert!(table.under_way() <= 4 * (MAX_PIPELINE + 1), "{} requests under way", table.under_way());
+    table.flush(&mut sink);
+}
+
+/// A wire record (`agent_ebpf::Record`) of eight bytes of choice.
+fn record(choice: &[u8], ts: u64, data: &[u8]) -> Vec<u8> {
+    let mut data = data.to_vec();
+    let kind = choice[0] & 7;
+    if kind == 1 {
+        // An OPEN carries addresses of 184 bytes, a CLOSE counts of 64.
+        data.resize(184, choice[5]);
+    } else if kind == 4 {
+        data.resize(64, choice[5]);
+    }
+    let mut wire = vec![kind, choice[1] % 24];
+    wire.extend_from_slice(&u16::from_le_bytes([choice[2], choice[3]]).to_le_bytes());
+    wire.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    wire.extend_from_slice(&u64::from(choice[4] & 3).to_le_bytes());
+    wire.extend_from_slice(&(ts << 20).to_le_bytes());
+    wire.extend_from_slice(&(ts << 19).to_le_bytes());
+    wire.extend_from_slice(&u32::from(choice[5] >> 4).to_le_bytes());
+    wire.extend_from_slice(&u32::from(choice[5]).to_le_bytes());
+    wire.extend_from_slice(&u64::from(choice[6]).to_le_bytes());
+    wire.extend_from_slice(&u64::from(choice[7]).to_le_bytes());
+    wire.extend_from_slice(&data);
+    wire
+}
+
+/// A line of an access log.
+pub fn access_log(bytes: &[u8]) {
+    if let Ok(exchange) = accesslog::parse(bytes, "log") {
+        assert!(exchange.ts > 0 || exchange.status > 0 || exchange.path.is_some());
+    }
+}
+
+/// A line of a recording: what is read is written, and reads the same.
+pub fn ndjson(bytes: &[u8]) {
+    let Ok(exchange) = Exchange::from_json(bytes) else { return };
+    let mut line = Vec::new();
+    exchange.write_json(exchange.path.as_deref(), &mut line);
+    let again =
+        Exchange::from_json(&line).unwrap_or_else(|e| panic!("{e} in our own line {}", String::from_utf8_lossy(&line)));
+    let mut second = Vec::new();
+    again.write_json(again.path.as_deref(), &mut second);
+    assert_eq!(line, second);
+}
+
+/// A configuration file: what is valid prints as a file that reads the same.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(config) = Config::parse(text) {
+        let again = Config::parse(&config.print()).expect("what was printed");
+        assert_eq!(config, again);
+    }
+}
+
+/// Paths, one a line: a route has no more of them than there were, and no line breaks.
+pub fn routes(bytes: &[u8]) {
+    let mut routes = Routes::new(&[]);
+    let method = apiscope::exchange::Method::Get;
+    for path in String::from_utf8_lossy(bytes).lines() {
+        let route = routes.route(&method, Some(path));
+        assert!(!route.template.contains('\n'));
+        assert!(route.template.len() <= path.len().max(64) * 4, "{} of {path}", route.template);
+    }
+}
