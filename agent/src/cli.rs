@@ -47,6 +47,8 @@ enum Command {
     Top(Top),
     /// Takes recorded exchanges or access logs through the same pipeline
     Replay(Replay),
+    /// Is the agent at work, with every probe attached? For probes of containers and scripts
+    Health(HealthArguments),
     /// What this kernel, these privileges and these processes allow, and why
     Doctor {
         /// One JSON object
@@ -154,6 +156,16 @@ struct Top {
 }
 
 #[derive(Args)]
+struct HealthArguments {
+    /// Socket of the agent
+    #[arg(long, value_name = "PATH", env = "APISCOPE_SOCKET", default_value = "/run/apiscope/agent.sock")]
+    socket: PathBuf,
+    /// Only whether it is at work, not whether every probe is attached
+    #[arg(long)]
+    live: bool,
+}
+
+#[derive(Args)]
 struct Replay {
     /// Exchanges as NDJSON, or access logs in the combined format; `-` is standard input
     #[arg(required = true)]
@@ -191,6 +203,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(arguments) => return run(&arguments),
         Command::Top(arguments) => top(&arguments),
+        Command::Health(arguments) => health(&arguments),
         Command::Replay(arguments) => replay_files(&arguments),
         Command::Doctor { json } => return doctor_report(json),
         Command::Config(command) => return config(&command),
@@ -305,6 +318,17 @@ fn top(arguments: &Top) -> anyhow::Result<()> {
         drop(out);
         std::thread::sleep(Duration::from_secs(arguments.interval));
     }
+}
+
+fn health(arguments: &HealthArguments) -> anyhow::Result<()> {
+    let health = local::health(&arguments.socket)?;
+    if !health.alive {
+        anyhow::bail!("the agent is stuck, or has not begun: its capture does not come to its housekeeping");
+    }
+    if !health.ready && !arguments.live {
+        anyhow::bail!("the agent is still attaching its probes");
+    }
+    writeln!(std::io::stdout(), "{}", if health.ready { "ready" } else { "alive" }).map_err(Into::into)
 }
 
 fn replay_files(arguments: &Replay) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -153,6 +153,9 @@ pub struct Agent {
     pub socket: PathBuf,
     /// Seconds between two outputs in a pipe.
     pub interval_s: u64,
+    /// Where Prometheus finds the agent's own numbers, `address:port`; nowhere by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Names of pods and workloads, from the API server.
@@ -213,7 +216,7 @@ impl Default for Limits {
 
 impl Default for Agent {
     fn default() -> Self {
-        Self { socket: "/run/apiscope/agent.sock".into(), interval_s: 10 }
+        Self { socket: "/run/apiscope/agent.sock".into(), interval_s: 10, metrics: None }
     }
 }
 
@@ -498,6 +501,7 @@ const HELP: &str = "\
 # limits.*         bounds of memory
 # agent.socket     where `apiscope top` finds the agent
 # agent.interval_s seconds between two outputs in a pipe
+# agent.metrics    address:port where Prometheus finds the agent's own numbers
 # kubernetes.*     enabled (default: in a pod), node, server, token_file, ca_file, peers, labels,
 #                  well_known_labels: names of pods and workloads from the API server
 ";

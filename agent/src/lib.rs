@@ -36,5 +36,6 @@ pub mod proto;
 pub mod recording;
 pub mod replay;
 pub mod route;
+pub mod scrape;
 pub mod stats;
 pub mod table;

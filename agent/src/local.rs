@@ -14,7 +14,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::table::Snapshot;
+use std::sync::{Arc, atomic::Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{stats::Stats, table::Snapshot};
 
 /// A client that does not ask or read within this time is left.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,6 +31,16 @@ const MAX_ANSWER: u64 = 64 << 20;
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    stats: Arc<Stats>,
+}
+
+/// How the agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Every probe is attached.
+    pub ready: bool,
+    /// The capture thread is at work.
+    pub alive: bool,
 }
 
 impl Socket {
@@ -49,7 +63,14 @@ impl Socket {
         }
         let listener = UnixListener::bind(path).with_context(|| format!("failed to listen at {}", path.display()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), stats: Arc::default() })
+    }
+
+    /// Tells of this agent's health.
+    #[must_use]
+    pub fn with_stats(mut self, stats: Arc<Stats>) -> Self {
+        self.stats = stats;
+        self
     }
 
     /// Answers requests until `over` says so; `snapshot` makes the answer.
@@ -60,7 +81,7 @@ impl Socket {
             }
             // A client that fails has only itself to blame.
             if let Ok(stream) = stream
-                && let Err(e) = answer(stream, &snapshot)
+                && let Err(e) = answer(stream, &self.stats, &snapshot)
             {
                 log::debug!("a request at the local socket failed: {e}");
             }
@@ -81,14 +102,17 @@ impl Drop for Socket {
     }
 }
 
-fn answer(mut stream: UnixStream, snapshot: &impl Fn() -> Option<String>) -> anyhow::Result<()> {
+fn answer(mut stream: UnixStream, stats: &Stats, snapshot: &impl Fn() -> Option<String>) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
     let answer = match line.trim_end() {
         "snapshot" => snapshot().unwrap_or_else(|| r#"{"error":"the agent is busy"}"#.into()),
-        "health" => r#"{"ok":true}"#.into(),
+        "health" => {
+            let ready = stats.ready.load(Ordering::Relaxed);
+            serde_json::to_string(&Health { ready, alive: stats.is_alive() })?
+        }
         _ => r#"{"error":"unknown request: ask for snapshot or health"}"#.into(),
     };
     stream.write_all(answer.as_bytes())?;
@@ -101,11 +125,23 @@ fn answer(mut stream: UnixStream, snapshot: &impl Fn() -> Option<String>) -> any
 /// # Errors
 /// Nothing answers at `path`, or not as an agent does.
 pub fn snapshot(path: &Path) -> anyhow::Result<Snapshot> {
+    ask(path, "snapshot")
+}
+
+/// Asks a running agent how it is.
+///
+/// # Errors
+/// As [`snapshot`].
+pub fn health(path: &Path) -> anyhow::Result<Health> {
+    ask(path, "health")
+}
+
+fn ask<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> anyhow::Result<T> {
     let mut stream = UnixStream::connect(path).with_context(|| {
         format!("no agent answers at {}: start one with `apiscope run`, or name its --socket", path.display())
     })?;
     stream.set_read_timeout(Some(2 * PATIENCE))?;
-    stream.write_all(b"snapshot\n")?;
+    stream.write_all(format!("{what}\n").as_bytes())?;
     let mut text = String::new();
     BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut text)?;
     serde_json::from_str(&text).with_context(|| {
@@ -131,6 +167,7 @@ mod tests {
                 let _ = stream.write_all(garbage);
             }
             assert!(snapshot(&path).expect("an answer").ready);
+            assert_eq!(health(&path).expect("an answer"), Health { ready: false, alive: false });
             over.store(true, std::sync::atomic::Ordering::Relaxed);
             let _ = UnixStream::connect(&path);
         });

@@ -32,6 +32,7 @@ use crate::{
     proto::credential::Principals,
     recording::Recording,
     route::Routes,
+    scrape::Scrape,
     stats::{self, Loss, Stats, Totals},
     table::{self, Cost, Program, Snapshot, Style},
 };
@@ -105,13 +106,14 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     let exporter = Exporter::start(stats.clone())?;
     let principals = principals(config);
     let socket = match Socket::bind(&config.agent.socket) {
-        Ok(socket) => Some(socket),
+        Ok(socket) => Some(socket.with_stats(stats.clone())),
         Err(e) if options.socket_named || e.to_string().starts_with("another agent") => return Err(e),
         Err(e) => {
             log::warn!("{e:#}: `apiscope top` will not find this agent");
             None
         }
     };
+    let _scrape = config.agent.metrics.map(|at| Scrape::start(at, stats.clone())).transpose()?;
     let wanted = Wanted {
         server: config.capture.sides.has(Side::Server),
         client: config.capture.sides.has(Side::Client),
@@ -344,6 +346,7 @@ impl Capture {
     }
 
     fn housekeeping(&mut self) {
+        self.inner.stats.beat();
         self.kernel.report(&self.inner.stats);
         let stats = &self.inner.stats;
         stats.connections.store(self.connections.len() as u64, Ordering::Relaxed);

@@ -123,6 +123,8 @@ pub struct Stats {
     pub kernel_runs: AtomicU64,
     /// Set when every probe is attached.
     pub ready: AtomicBool,
+    /// When the capture thread last came to its housekeeping, ms of [`uptime_ms`]; 0 before.
+    beat: AtomicU64,
 }
 
 /// The counters at one moment, for output.
@@ -172,6 +174,7 @@ impl Default for Stats {
             kernel_ns: AtomicU64::new(0),
             kernel_runs: AtomicU64::new(0),
             ready: AtomicBool::new(false),
+            beat: AtomicU64::new(0),
         }
     }
 }
@@ -205,6 +208,17 @@ impl Stats {
     /// Unread events of one reason since the start.
     pub fn unread(&self, reason: Unread) -> u64 {
         self.unread[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The capture thread is at work.
+    pub fn beat(&self) {
+        self.beat.store(uptime_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Did the capture thread come to its housekeeping within [`STUCK_MS`]?
+    pub fn is_alive(&self) -> bool {
+        let beat = self.beat.load(Ordering::Relaxed);
+        beat != 0 && uptime_ms().saturating_sub(beat) < STUCK_MS
     }
 
     /// Counts `n` ends without a name.
@@ -241,6 +255,15 @@ impl Stats {
             exports_failed: get(&self.exports_failed),
         }
     }
+}
+
+/// A capture thread that does not come to its housekeeping for this long is stuck; it does every 0.2 s.
+pub const STUCK_MS: u64 = 10_000;
+
+/// Time since the first call in this process, ms.
+fn uptime_ms() -> u64 {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    u64::try_from(START.get_or_init(std::time::Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// CPU time (s) and resident memory (bytes) of this process.

@@ -31,7 +31,7 @@ pub const BASE: [&str; 3] = ["exchange", "stats", "config"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 25] = [
+pub const MODULES: [Module; 26] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
@@ -51,6 +51,7 @@ pub const MODULES: [Module; 25] = [
     // Knowledge to people and collectors.
     module("export", &["route", "aggregate", "inventory", "detect", "identity"]),
     module("local", &["route", "aggregate", "inventory", "detect", "export", "table"]),
+    module("scrape", &[]),
     module("table", &["route", "aggregate", "inventory", "detect"]),
     module("report", &["route", "aggregate", "inventory", "detect", "table"]),
     module("top", &["aggregate", "detect", "local", "table", "report"]),
