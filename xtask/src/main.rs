@@ -10,6 +10,7 @@ mod collector;
 mod demo;
 mod deny;
 mod ebpf;
+mod helm;
 mod place;
 mod root;
 mod run;
@@ -42,6 +43,8 @@ enum Command {
     Tidy,
     /// Check licences, bans and sources of the dependencies.
     Deny,
+    /// Check the chart: documentation, schema, lint, templates, manifests.
+    Helm(helm::Options),
     /// Measure what the agent costs.
     Bench(bench::Options),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
         Command::Deny => deny::run(),
+        Command::Helm(options) => helm::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{collector, ebpf, place, root, step};
+use crate::{collector, ebpf, helm, place, root, step};
 
 /// How long a refusal is believed.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -34,6 +34,8 @@ pub enum Level {
     Deny,
     /// The end-to-end tests' servers and clients.
     Test,
+    /// The chart's checks: helm (five minutes to build) and kubeconform.
+    Helm,
     /// The measurements' server, load generator and bpftool.
     Bench,
 }
@@ -52,7 +54,7 @@ pub struct Options {
 /// Something that has no substitute could not be had.
 pub fn run(options: &Options) -> Result<()> {
     fs::remove_dir_all(place::cache("refused")?).ok();
-    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Bench];
+    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Helm, Level::Bench];
     let levels = if options.levels.is_empty() { &all[..] } else { &options.levels };
     for level in levels {
         need(*level)?;
@@ -80,6 +82,13 @@ pub fn need(level: Level) -> Result<()> {
                 collector();
             }
             Ok(())
+        }
+        Level::Helm => {
+            if helm::helm()?.is_file() && helm::kubeconform()?.is_file() {
+                Ok(())
+            } else {
+                once("helm", helm::build)
+            }
         }
         Level::Bench => {
             packages(&BENCH);
@@ -118,7 +127,8 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 9] = [
+const TEST: [Package; 10] = [
+    from("promtool", "prometheus"),
     from("nginx", "nginx-light"),
     from("wrk", "wrk"),
     from("curl", "curl"),
