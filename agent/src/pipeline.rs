@@ -120,6 +120,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         ring_bytes: config.limits.ring_bytes,
     };
     let (kernel, reader) = Kernel::start(wanted)?;
+    stats::return_memory();
     log::info!("every probe is attached");
     let pods = Arc::default();
     let watches = Watches::start(&config.kubernetes, Arc::clone(&pods), stats.clone())?;
@@ -234,7 +235,6 @@ struct Capture {
     shared: Arc<Shared>,
     started: Instant,
     deadline: Option<Instant>,
-    ring_bytes: u32,
     /// When to look again whether processes are gone.
     next_look: Instant,
 }
@@ -285,7 +285,6 @@ impl Capture {
             shared,
             started: Instant::now(),
             deadline: options.duration.map(|d| Instant::now() + d),
-            ring_bytes: options.config.limits.ring_bytes,
             next_look: Instant::now(),
         }
     }
@@ -395,7 +394,7 @@ impl Capture {
             cost: Cost {
                 cpu_s,
                 rss_bytes,
-                map_bytes: u64::from(self.ring_bytes) + self.connections.len() as u64 * STATE_BYTES,
+                map_bytes: self.connections.len() as u64 * STATE_BYTES,
                 programs: self.kernel.costs().into_iter().map(|(name, runs, ns)| Program { name, runs, ns }).collect(),
             },
             endpoints: self.inner.endpoints.view(now),

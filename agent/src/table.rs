@@ -37,7 +37,7 @@ pub struct Cost {
     pub cpu_s: f64,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
-    /// Memory of the eBPF maps, bytes.
+    /// Memory of the eBPF maps, bytes. Not the ring's: it is mapped, and twice in `rss_bytes`.
     pub map_bytes: u64,
     /// Runs of the eBPF programs and their time, ns; only counted while `kernel.bpf_stats_enabled` is 1.
     pub programs: Vec<Program>,

@@ -209,9 +209,10 @@ impl Agent {
     #[must_use]
     pub fn seen(&self, server: &str, side: Side) -> Vec<Exchange> {
         let text = std::fs::read(&self.file).unwrap_or_default();
+        // The recording is of the whole machine: lines of others are not worth their parsing.
         let mut seen: Vec<_> = text
             .split(|&b| b == b'\n')
-            .filter(|line| !line.is_empty())
+            .filter(|line| memchr::memmem::find(line, server.as_bytes()).is_some())
             .filter_map(|line| Exchange::from_json(line).ok())
             .filter(|e| e.side == side && e.server.to_string() == server)
             .collect();

@@ -25,6 +25,8 @@ pub enum Step {
     Reset(bool),
     /// That end sends no more.
     Shutdown(bool),
+    /// That end reads until the other has no more to send.
+    ReadEnd(bool),
 }
 
 /// System call that sends.
@@ -157,6 +159,7 @@ fn run(client: bool, mut connection: Connection, steps: &[Step]) {
             }
             Step::Sleep(who, time) if *who == client => thread::sleep(*time),
             Step::Close(who) if *who == client => return,
+            Step::ReadEnd(who) if *who == client => while connection.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {},
             Step::Shutdown(who) if *who == client => {
                 // SAFETY: an open socket.
                 unsafe { libc::shutdown(connection.fd(), libc::SHUT_WR) };
