@@ -1,0 +1,140 @@
+//! Least privilege, proven: with the chart's four capabilities the agent works, and without any one of them
+//! it lacks what the chart's README says that it lacks. Run through setpriv(1), under no_new_privs as in a
+//! container without privilege escalation.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use apiscope_tests::{agent::binary, free_port, program};
+use serde_json::Value;
+
+/// What the chart adds (helm/templates/daemonset.yaml).
+const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search"];
+/// Someone who is not root: `nobody` of every distribution.
+const NOBODY: &str = "65534";
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Numbers of `capability.h`: setpriv may be older than the names.
+fn number(name: &str) -> u8 {
+    match name {
+        "bpf" => 39,
+        "perfmon" => 38,
+        "sys_ptrace" => 19,
+        "dac_read_search" => 2,
+        other => panic!("{other} is not in the table"),
+    }
+}
+
+fn restricted(capabilities: &[&str]) -> Command {
+    let mut set = "-all".to_owned();
+    for name in capabilities {
+        set.push_str(&format!(",+cap_{}", number(name)));
+    }
+    let mut command = Command::new(program("setpriv"));
+    command.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set"]).arg(set);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A web server of another user, which names itself in its environment.
+fn server() -> (Process, u16) {
+    let port = free_port();
+    // The system's own: one in root's home is not for others.
+    let system = PathBuf::from("/usr/bin/python3");
+    let python = if system.exists() { system } else { program("python3") };
+    let mut command = Command::new(program("setpriv"));
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(python);
+    command.args(["-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"]).current_dir("/");
+    command
+        .env("OTEL_SERVICE_NAME", "named-by-itself")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let server = Process(command.spawn().expect("setpriv and python3"));
+    let end = Instant::now() + Duration::from_secs(20);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < end, "the web server does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (server, port)
+}
+
+/// The server's end of one request as an agent with these capabilities saw it; an error where it does not start.
+fn seen(capabilities: &[&str], port: u16) -> Result<Value, String> {
+    let folder =
+        std::env::temp_dir().join(format!("apiscope-privileges-{}-{}", std::process::id(), capabilities.join("-")));
+    fs::create_dir_all(&folder).expect("a folder");
+    let (file, socket): (PathBuf, PathBuf) = (folder.join("x.ndjson"), folder.join("agent.sock"));
+    fs::write(folder.join("config.toml"), format!("[identity]\nkey_file = \"{}\"\n", folder.join("key").display()))
+        .expect("written");
+    let mut command = restricted(capabilities);
+    command
+        .arg(binary())
+        .args(["run", "--quiet", "--side", "server", "--capture-path", "raw", "--exchanges"])
+        .arg(&file);
+    command.arg("--socket").arg(&socket).arg("--config").arg(folder.join("config.toml"));
+    command.args(["--include-port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut agent = Process(command.spawn().expect("setpriv"));
+    let end = Instant::now() + Duration::from_secs(60);
+    while apiscope::local::snapshot(&socket).is_ok_and(|s| s.ready) != true {
+        if let Some(status) = agent.0.try_wait().expect("a child") {
+            let mut text = String::new();
+            if let Some(mut stderr) = agent.0.stderr.take() {
+                std::io::Read::read_to_string(&mut stderr, &mut text).expect("readable");
+            }
+            fs::remove_dir_all(folder).expect("removable");
+            return Err(format!("{status}: {text}"));
+        }
+        assert!(Instant::now() < end, "the agent neither comes up nor ends");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let asked =
+        Command::new(program("curl")).args(["-s", "-o", "/dev/null"]).arg(format!("http://127.0.0.1:{port}/")).status();
+    assert!(asked.expect("curl").success());
+    let end = Instant::now() + Duration::from_secs(10);
+    let exchange = loop {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        if let Some(line) = text.lines().next() {
+            break serde_json::from_str(line).expect("an exchange");
+        }
+        assert!(Instant::now() < end, "nothing was seen with {capabilities:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    drop(agent);
+    fs::remove_dir_all(folder).expect("removable");
+    Ok(exchange)
+}
+
+#[test]
+fn four_capabilities_are_enough_and_each_is_needed() {
+    let (_server, port) = server();
+    let without = |name: &str| CAPABILITIES.iter().copied().filter(|c| *c != name).collect::<Vec<_>>();
+
+    let whole = seen(&CAPABILITIES, port).expect("four are enough");
+    assert_eq!(whole["service"], "named-by-itself");
+    assert!(whole["exe"].as_str().is_some_and(|e| e.contains("python3")), "{whole}");
+
+    for name in ["bpf", "perfmon"] {
+        let why = seen(&without(name), port).expect_err("it must not start without");
+        assert!(why.contains("CAP_BPF") || why.contains("privilege") || why.contains("permitted"), "{name}: {why}");
+    }
+    let blind = seen(&without("sys_ptrace"), port).expect("it captures");
+    assert!(blind["exe"].is_null(), "without SYS_PTRACE: {blind}");
+    let deaf = seen(&without("dac_read_search"), port).expect("it captures");
+    assert!(deaf["service"] != "named-by-itself", "without DAC_READ_SEARCH: {deaf}");
+    assert!(deaf["exe"].is_string(), "without DAC_READ_SEARCH: {deaf}");
+}
