@@ -69,10 +69,10 @@ fn take(mut stream: &TcpStream, received: &Received) -> Option<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}").ok()
 }
 
-fn collector(grpc: u16, http: u16, sink: u16) -> Collector {
+fn collector_with(grpc: u16, http: u16, sink: u16, more: &str) -> Collector {
     let file = std::env::temp_dir().join(format!("apiscope-otelcol-{}-{grpc}.yaml", std::process::id()));
     let text = format!(
-        "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}'}}, http: {{endpoint: '127.0.0.1:{http}'}}}}}}}}
+        "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}', {more}}}, http: {{endpoint: '127.0.0.1:{http}', {more}}}}}}}}}
 exporters: {{otlphttp: {{endpoint: 'http://127.0.0.1:{sink}', encoding: json, compression: none}}}}
 service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipelines: {{metrics: {{receivers: [otlp], exporters: [otlphttp]}}, traces: {{receivers: [otlp], exporters: [otlphttp]}}}}}}
 "
@@ -92,6 +92,10 @@ service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipe
         std::thread::sleep(Duration::from_millis(100));
     }
     collector
+}
+
+fn collector(grpc: u16, http: u16, sink: u16) -> Collector {
+    collector_with(grpc, http, sink, "include_metadata: false")
 }
 
 fn list<'a>(value: &'a Value, keys: &[&str]) -> Vec<&'a Value> {
@@ -191,6 +195,58 @@ fn through(protocol: &str) {
     assert!(!text.contains("canary"), "a credential was exported");
     assert!(!text.contains(&format!("/{path}/7\"")), "a raw path was exported");
     agent.stop();
+}
+
+/// A certificate authority and certificates that it signed, as files.
+fn certificates(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("apiscope-otlp-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let script = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=ca
+        for who in server client; do
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout $who.key -out $who.csr -subj /CN=$who
+            printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n' >$who.ext
+            openssl x509 -req -in $who.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile $who.ext -out $who.crt
+        done";
+    let out = Command::new("sh").args(["-c", script]).current_dir(&folder).output().expect("sh starts");
+    assert!(out.status.success(), "openssl: {}", String::from_utf8_lossy(&out.stderr));
+    folder
+}
+
+/// A collector that demands a certificate of its clients, and authenticates itself by a private authority.
+#[test]
+fn mutual_tls() {
+    for protocol in ["grpc", "http/protobuf"] {
+        let name = format!("tls-{}", protocol.replace('/', "-"));
+        let files = certificates(&name);
+        let at = |file: &str| files.join(file).to_string_lossy().into_owned();
+        let (grpc, http) = (free_port(), free_port());
+        let (port, received) = sink();
+        let tls = format!(
+            "tls: {{cert_file: '{}', key_file: '{}', client_ca_file: '{}'}}",
+            at("server.crt"),
+            at("server.key"),
+            at("ca.crt")
+        );
+        let _collector = collector_with(grpc, http, port, &tls);
+        let endpoint = format!("https://127.0.0.1:{}", if protocol == "grpc" { grpc } else { http });
+        let agent = Agent::start_with(
+            &name,
+            &[],
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_EXPORTER_OTLP_CERTIFICATE", &at("ca.crt")),
+                ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &at("client.crt")),
+                ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &at("client.key")),
+                ("OTEL_METRIC_EXPORT_INTERVAL", "500"),
+            ],
+        );
+        traffic(&name, 7, 200);
+        wait("7 requests over TLS", || counted(&received, &format!("/{name}/{{int}}")) == 7);
+        agent.stop();
+        std::fs::remove_dir_all(files).expect("removable");
+    }
 }
 
 #[test]

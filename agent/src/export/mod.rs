@@ -13,6 +13,7 @@
 mod environment;
 mod metrics;
 mod resource;
+mod tls;
 mod traces;
 
 use std::{
@@ -22,7 +23,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{
+    MetricExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
+};
 use opentelemetry_sdk::metrics::{Temporality, exporter::PushMetricExporter as _};
 
 pub use environment::WrongVariable;
@@ -203,9 +206,19 @@ impl Exporter {
 
 fn metric_exporter(wire: Wire, temporality: Temporality) -> anyhow::Result<MetricExporter> {
     let builder = MetricExporter::builder().with_temporality(temporality);
+    let tls = tls::Tls::from_environment("METRICS")?;
     match wire {
-        Wire::Grpc => builder.with_tonic().build(),
-        Wire::Http => builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary).build(),
+        Wire::Grpc => match tls.grpc() {
+            Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
+            None => builder.with_tonic().build(),
+        },
+        Wire::Http => {
+            let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
+            match tls.http()? {
+                Some(client) => builder.with_http_client(client).build(),
+                None => builder.build(),
+            }
+        }
     }
     .map_err(|e| {
         WrongVariable(format!("no exporter of metrics can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
@@ -214,9 +227,19 @@ fn metric_exporter(wire: Wire, temporality: Temporality) -> anyhow::Result<Metri
 
 fn span_exporter(wire: Wire) -> anyhow::Result<SpanExporter> {
     let builder = SpanExporter::builder();
+    let tls = tls::Tls::from_environment("TRACES")?;
     match wire {
-        Wire::Grpc => builder.with_tonic().build(),
-        Wire::Http => builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary).build(),
+        Wire::Grpc => match tls.grpc() {
+            Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
+            None => builder.with_tonic().build(),
+        },
+        Wire::Http => {
+            let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
+            match tls.http()? {
+                Some(client) => builder.with_http_client(client).build(),
+                None => builder.build(),
+            }
+        }
     }
     .map_err(|e| {
         WrongVariable(format!("no exporter of traces can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
