@@ -90,7 +90,7 @@ fn seen(capabilities: &[&str], port: u16) -> Result<Value, String> {
     command.args(["--include-port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut agent = Process(command.spawn().expect("setpriv"));
     let end = Instant::now() + Duration::from_secs(60);
-    while apiscope::local::snapshot(&socket).is_ok_and(|s| s.ready) != true {
+    while !apiscope::local::snapshot(&socket).is_ok_and(|s| s.ready) {
         if let Some(status) = agent.0.try_wait().expect("a child") {
             let mut text = String::new();
             if let Some(mut stderr) = agent.0.stderr.take() {
