@@ -174,8 +174,9 @@ impl Endpoints {
         Self { index: FxHashMap::default(), list: Vec::new(), sink, limit, overflowed: 0 }
     }
 
-    /// Adds one exchange under its route.
-    pub fn record(&mut self, exchange: &Exchange, route: &Arc<str>, source: &'static str) {
+    /// Adds one exchange under its route. Gives the number of its endpoint, which stays the same; `None`
+    /// for one that did not fit.
+    pub fn record(&mut self, exchange: &Exchange, route: &Arc<str>, source: &'static str) -> Option<usize> {
         let key = Key {
             service: exchange.service.clone(),
             workload: exchange.origin.as_ref().and_then(|o| o.workload.clone()),
@@ -187,8 +188,9 @@ impl Endpoints {
             Some(&at) => at,
             None => self.add(key, source, exchange.ts),
         };
-        let Some(endpoint) = self.list.get_mut(at) else { return };
+        let endpoint = self.list.get_mut(at)?;
         endpoint.add(exchange, &mut self.sink);
+        (endpoint.source != "overflow").then_some(at)
     }
 
     fn add(&mut self, key: Key, source: &'static str, ts: u64) -> usize {

@@ -16,6 +16,8 @@ use apiscope::{
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use crate::commands;
+
 const EXAMPLES: &str = "\
 Examples:
   sudo apiscope run                                   every HTTP API of this machine, live
@@ -49,6 +51,10 @@ enum Command {
     Replay(Replay),
     /// Is the agent at work, with every probe attached? For probes of containers and scripts
     Health(HealthArguments),
+    /// Red-team scenarios in virtual time: when would it have been found, and what was lost by then?
+    Simulate(commands::Simulate),
+    /// Findings of a running agent, the rules behind them, and what they cover
+    Findings(commands::Findings),
     /// What this kernel, these privileges and these processes allow, and why
     Doctor {
         /// One JSON object
@@ -205,6 +211,8 @@ pub fn main() -> ExitCode {
         Command::Top(arguments) => top(&arguments),
         Command::Health(arguments) => health(&arguments),
         Command::Replay(arguments) => replay_files(&arguments),
+        Command::Simulate(arguments) => return arguments.run(),
+        Command::Findings(arguments) => arguments.run(),
         Command::Doctor { json } => return doctor_report(json),
         Command::Config(command) => return config(&command),
         Command::Completions { shell } => {

@@ -27,6 +27,8 @@ pub struct Config {
     pub routes: RouteConfig,
     /// Who asks.
     pub identity: IdentityConfig,
+    /// Detectors.
+    pub detect: Detect,
     /// Bounds.
     pub limits: Limits,
     /// The agent's own socket and output.
@@ -135,6 +137,49 @@ pub struct IdentityConfig {
     pub api_key_query: Vec<String>,
 }
 
+/// Detectors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Detect {
+    /// Judge exchanges at all.
+    pub enabled: bool,
+    /// Where baselines are kept over a restart; without one they begin anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_file: Option<PathBuf>,
+    /// A finding that was not seen for this long is resolved, hours.
+    pub quiet_hours: u64,
+    /// Detectors that are off: `D16` or its name.
+    pub disable: Vec<String>,
+    /// Ids of findings that were looked at: they alert no more, and their baseline learns again.
+    pub acknowledge: Vec<String>,
+    /// Settings of detectors by name: `"D4.hour" = 200`.
+    pub thresholds: std::collections::BTreeMap<String, f64>,
+    /// What is no finding.
+    pub allow: Vec<Allow>,
+}
+
+/// What is allowed: all that is named must match; `*` stands for any characters.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the names of what they match")]
+pub struct Allow {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// Why; for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// Bounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -204,6 +249,20 @@ impl Default for IdentityConfig {
             key_file: "/var/lib/apiscope/principal.key".into(),
             api_key_headers: Vec::new(),
             api_key_query: Vec::new(),
+        }
+    }
+}
+
+impl Default for Detect {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            state_file: None,
+            quiet_hours: 24,
+            disable: Vec::new(),
+            acknowledge: Vec::new(),
+            thresholds: std::collections::BTreeMap::new(),
+            allow: Vec::new(),
         }
     }
 }
@@ -405,7 +464,8 @@ fn runs(pattern: &str, subject: Subject<'_>) -> bool {
 }
 
 /// Matches `*` as any characters.
-fn glob(pattern: &str, text: &str) -> bool {
+#[must_use]
+pub fn glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else { return false };
@@ -498,6 +558,8 @@ const HELP: &str = "\
 # routes.patterns  [\"/files/{name}\"]: routes that come before what is found
 # identity.key_file        key of the hashes that name principals; made at the first start (0600)
 # identity.api_key_headers, identity.api_key_query   more names that carry API keys
+# detect.disable, detect.thresholds   see `apiscope findings --rules`; [[detect.allow]] rule, service, method, route,
+#                  principal, caller (with *), reason: what is no finding; detect.acknowledge: ids of findings
 # limits.*         bounds of memory
 # agent.socket     where `apiscope top` finds the agent
 # agent.interval_s seconds between two outputs in a pipe

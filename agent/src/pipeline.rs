@@ -19,12 +19,14 @@ use crate::{
     aggregate::Endpoints,
     config::{Config, Subject},
     conn::{Connections, Identity, Outside},
+    detect::{Coverage, Engine},
     event,
     exchange::{Exchange, Origin, Peer, Side},
     export::{self, Exporter},
     identity::{self, Processes, ends::Ends, pods::Pods},
     kubernetes::Watches,
     local::Socket,
+    params::ParamHasher,
     probe::{
         load::{Kernel, Wanted},
         ring::Reader,
@@ -46,6 +48,8 @@ const PROCESS_LOOK: Duration = Duration::from_secs(2);
 const LAST_DRAIN: Duration = Duration::from_secs(3);
 /// Longest time that the collector is waited for at the end.
 const LAST_EXPORT: Duration = Duration::from_secs(8);
+/// Time between two looks at what detectors cover.
+const COVERAGE: Duration = Duration::from_secs(15);
 /// What the kernel needs for one connection's state, bytes: the value and its bookkeeping.
 const STATE_BYTES: u64 = 512;
 
@@ -125,7 +129,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     let pods = Arc::default();
     let watches = Watches::start(&config.kubernetes, Arc::clone(&pods), stats.clone())?;
     let ends = watches.is_some().then_some(pods);
-    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter, principals);
+    let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter, principals)?;
     capture.inner.ends = ends.map(|pods: Arc<RwLock<Pods>>| Ends::new(pods, stats.clone()));
     stats.ready.store(true, Ordering::Relaxed);
     let socket_path = socket.as_ref().map(|s| s.path().to_owned());
@@ -247,6 +251,10 @@ struct Inner {
     ends: Option<Ends>,
     routes: Routes,
     endpoints: Endpoints,
+    detectors: Option<Engine>,
+    params: ParamHasher,
+    /// What detectors cover, and when that was worked out: it is much text that changes slowly.
+    coverage: (Option<Instant>, Arc<Vec<Coverage>>),
     exporter: Option<Exporter>,
     recording: Option<Recording>,
     stats: Arc<Stats>,
@@ -265,15 +273,20 @@ impl Capture {
         recording: Option<Recording>,
         exporter: Option<Exporter>,
         principals: Principals,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
         let config = options.config.clone();
-        Self {
+        let detectors = config.detect.enabled.then(|| Engine::new(&config.detect)).transpose()?;
+        let params = ParamHasher::new(principals.param_key());
+        Ok(Self {
             connections: Connections::new(epoch(), stats.clone()).with_principals(principals),
             inner: Inner {
                 processes: Processes::default(),
                 ends: None,
                 routes: Routes::new(&config.routes.patterns),
                 endpoints: Endpoints::new(config.limits.endpoints, exporter.as_ref().map(Exporter::sink)),
+                detectors,
+                params,
+                coverage: Default::default(),
                 exporter,
                 recording,
                 stats,
@@ -286,7 +299,7 @@ impl Capture {
             started: Instant::now(),
             deadline: options.duration.map(|d| Instant::now() + d),
             next_look: Instant::now(),
-        }
+        })
     }
 
     /// Reads until a signal or the deadline, then what is left.
@@ -357,6 +370,12 @@ impl Capture {
         if let Some(recording) = &mut self.inner.recording {
             recording.flush();
         }
+        if let Some(detectors) = &mut self.inner.detectors {
+            detectors.tick((epoch() + monotonic()) / 1_000_000_000);
+            for event in detectors.findings().drain() {
+                log::info!("finding {:?}: {} {}", event.change, event.finding.rule, event.finding.explanation);
+            }
+        }
     }
 
     /// Tells the kernel side which processes the rules leave out, and which of them are gone: their numbers
@@ -381,7 +400,13 @@ impl Capture {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let inner = &mut self.inner;
+        if let Some(detectors) = &inner.detectors
+            && inner.coverage.0.is_none_or(|at| at.elapsed() > COVERAGE)
+        {
+            inner.coverage = (Some(Instant::now()), Arc::new(detectors.coverage()));
+        }
         let now = epoch() + monotonic();
         let (cpu_s, rss_bytes) = stats::usage();
         let snapshot = Snapshot {
@@ -399,6 +424,8 @@ impl Capture {
             },
             endpoints: self.inner.endpoints.view(now),
             overflowed: self.inner.endpoints.overflowed,
+            findings: self.inner.detectors.as_ref().map(Engine::view).unwrap_or_default(),
+            coverage: self.inner.coverage.1.clone(),
         };
         let mut latest = self.shared.latest.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = (latest.0 + 1, Arc::new(snapshot));
@@ -470,7 +497,11 @@ impl Inner {
         }
         self.stats.exchanges[usize::from(exchange.side == Side::Client)].fetch_add(1, Ordering::Relaxed);
         let route = self.routes.route(&exchange.method, exchange.path.as_deref());
-        self.endpoints.record(exchange, &route.template, route.source);
+        let endpoint = self.endpoints.record(exchange, &route.template, route.source);
+        if let (Some(detectors), Some(at)) = (&mut self.detectors, endpoint) {
+            let params = self.params.params(exchange.path.as_deref().unwrap_or_default(), &route.template);
+            detectors.observe(exchange, at, &route.template, &params);
+        }
         if let Some(exporter) = &self.exporter {
             exporter.span(exchange, &route.template);
         }

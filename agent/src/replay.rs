@@ -14,7 +14,9 @@ use crate::{
     accesslog,
     aggregate::{EndpointView, Endpoints},
     config::Config,
+    detect::{Coverage, Engine, Finding},
     exchange::Exchange,
+    params::ParamHasher,
     route::Routes,
 };
 
@@ -34,6 +36,10 @@ pub struct Report {
     pub unreadable: BTreeMap<String, u64>,
     /// Endpoints, most used first.
     pub endpoints: Vec<EndpointView>,
+    /// Findings, the open and most severe first.
+    pub findings: Vec<Finding>,
+    /// Which detectors are armed, learning or blind.
+    pub coverage: Vec<Coverage>,
 }
 
 /// Replays `files` in order; `routes` gets the route of each line, `-` for an unreadable one.
@@ -51,6 +57,9 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
     let mut report = Report::default();
     let mut finder = Routes::new(&config.routes.patterns);
     let mut endpoints = Endpoints::new(config.limits.endpoints, None);
+    let mut detectors = config.detect.enabled.then(|| Engine::new(&config.detect)).transpose()?;
+    // What is replayed is in the files already: the hashes need no secret, but be the same every time.
+    let hasher = ParamHasher::new([0; 16]);
     let mut last = 0;
     for path in files {
         let context = || format!("failed to read {}", path.display());
@@ -79,7 +88,11 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
                     if let Some(out) = &mut out {
                         writeln!(out, "{}", route.template.replace(['\n', '\r', '\t'], " "))?;
                     }
-                    endpoints.record(&exchange, &route.template, route.source);
+                    let endpoint = endpoints.record(&exchange, &route.template, route.source);
+                    if let (Some(detectors), Some(at)) = (&mut detectors, endpoint) {
+                        let params = hasher.params(exchange.path.as_deref().unwrap_or_default(), &route.template);
+                        detectors.observe(&exchange, at, &route.template, &params);
+                    }
                     report.exchanges += 1;
                     last = last.max(exchange.ts);
                 }
@@ -97,6 +110,10 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
         out.flush()?;
     }
     report.endpoints = endpoints.view(last);
+    if let Some(detectors) = &mut detectors {
+        detectors.tick(last / 1_000_000_000 + 60);
+        (report.findings, report.coverage) = (detectors.view(), detectors.coverage());
+    }
     report.endpoints.sort_by(|a, b| b.requests.cmp(&a.requests).then_with(|| a.route.cmp(&b.route)));
     Ok(report)
 }

@@ -1,10 +1,14 @@
 //! What a person or a script is shown of a snapshot: pure functions from it to text.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{aggregate::EndpointView, stats::Totals};
+use crate::{
+    aggregate::EndpointView,
+    detect::{Coverage, Finding, Readiness, State},
+    stats::Totals,
+};
 
 /// The state of an agent at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -28,6 +32,12 @@ pub struct Snapshot {
     pub endpoints: Vec<EndpointView>,
     /// Exchanges beyond the endpoint limit.
     pub overflowed: u64,
+    /// Findings, the open and most severe first.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+    /// Which detectors are armed, learning or blind.
+    #[serde(default)]
+    pub coverage: Arc<Vec<Coverage>>,
 }
 
 /// What the agent uses.
@@ -137,9 +147,73 @@ pub fn table(snapshot: &Snapshot, style: Style) -> String {
     let unread = reasons(&totals.unread);
     let _ =
         writeln!(out, "{lost_text}{}", if unread.is_empty() { String::new() } else { format!("  not read: {unread}") });
+    let open: Vec<_> = snapshot.findings.iter().filter(|f| f.state == State::Open && !f.acknowledged).collect();
+    if let Some(worst) = open.first() {
+        let text = format!(
+            "{} open findings; {} {}: {}",
+            open.len(),
+            worst.severity.name(),
+            worst.rule,
+            printable(&worst.explanation)
+        );
+        let _ = writeln!(out, "{}", paint("1;33", fit(&text, style.width.max(40)).trim_end()));
+    }
     out += &rows(&snapshot.endpoints, style);
     if snapshot.endpoints.is_empty() {
         let _ = writeln!(out, "waiting for HTTP requests …");
+    }
+    out
+}
+
+/// Findings as a list: a line that can be scanned, and a sentence.
+#[must_use]
+pub fn findings(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return "no findings\n".into();
+    }
+    let mut out = String::new();
+    for f in findings {
+        let state = match f.state {
+            State::Resolved => " resolved",
+            State::Open if f.acknowledged => " acknowledged",
+            State::Open => "",
+        };
+        let place =
+            if f.route.is_empty() { f.service.clone() } else { format!("{} {} {}", f.service, f.method, f.route) };
+        let _ = writeln!(
+            out,
+            "{:<8} {:<4} {}  {}{state}  seen {}x  [{}]\n         {}",
+            f.severity.name(),
+            f.rule,
+            f.id,
+            printable(&place),
+            f.count,
+            f.owasp.iter().chain(&f.attack).map(String::as_str).collect::<Vec<_>>().join(" "),
+            printable(&f.explanation)
+        );
+    }
+    out
+}
+
+/// What detectors cover, an endpoint a line.
+#[must_use]
+pub fn coverage(coverage: &[Coverage]) -> String {
+    let mut out = String::new();
+    for c in coverage {
+        let of = |wanted: fn(&Readiness) -> bool| {
+            c.detectors.iter().filter(|(_, r)| wanted(r)).map(|(d, _)| d.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        let least = c.minimum_leak_per_hour.map_or_else(|| "none".into(), |n| format!("{n:.0} records/h"));
+        let _ = writeln!(
+            out,
+            "{} {} {}\n  smallest leak found: {least}\n  armed: {}\n  learning: {}\n  blind: {}",
+            printable(&c.service),
+            printable(&c.method),
+            printable(&c.route),
+            of(|r| matches!(r, Readiness::Armed { .. })),
+            of(|r| matches!(r, Readiness::Learning { .. })),
+            of(|r| matches!(r, Readiness::Blind { .. })),
+        );
     }
     out
 }

@@ -183,6 +183,17 @@ impl Principals {
         Reader { principals: self, rank: 0, auth: Auth::None, principal: None }
     }
 
+    /// A key for hashes of path parameters, which nodes that share the key share too. Without a key it is
+    /// the same everywhere.
+    #[must_use]
+    pub fn param_key(&self) -> [u8; 16] {
+        let half = |part: &[u8]| self.hash("path parameters", [b"", part]).unwrap_or(0).to_be_bytes();
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&half(b"0"));
+        key[8..].copy_from_slice(&half(b"1"));
+        key
+    }
+
     /// The principal of an identity; 64 bits of its HMAC. `None` without a key.
     #[inline(never)]
     fn hash(&self, kind: &str, parts: [&[u8]; 2]) -> Option<u64> {

@@ -31,7 +31,7 @@ pub const BASE: [&str; 3] = ["exchange", "stats", "config"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 26] = [
+pub const MODULES: [Module; 27] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
@@ -45,9 +45,10 @@ pub const MODULES: [Module; 26] = [
     module("kubernetes", &["identity"]),
     // Exchanges to knowledge.
     module("route", &[]),
+    module("params", &["route"]),
     module("aggregate", &["route"]),
     module("inventory", &["route", "aggregate"]),
-    module("detect", &["route", "aggregate", "inventory"]),
+    module("detect", &["route", "params", "aggregate", "inventory"]),
     // Knowledge to people and collectors.
     module("export", &["route", "aggregate", "inventory", "detect", "identity"]),
     module("local", &["route", "aggregate", "inventory", "detect", "export", "table"]),
@@ -58,8 +59,11 @@ pub const MODULES: [Module; 26] = [
     // Other ways in.
     module("accesslog", &["proto"]),
     module("recording", &["route"]),
-    module("replay", &["accesslog", "recording", "route", "aggregate", "inventory", "detect", "table", "report"]),
-    module("simulate", &["replay", "route", "aggregate", "inventory", "detect", "report"]),
+    module(
+        "replay",
+        &["accesslog", "params", "recording", "route", "aggregate", "inventory", "detect", "table", "report"],
+    ),
+    module("simulate", &["replay", "params", "route", "aggregate", "inventory", "detect", "report"]),
     module("doctor", &["probe", "identity", "local"]),
     module(PIPELINE, &[ANY]),
 ];

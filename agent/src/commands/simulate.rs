@@ -1,0 +1,161 @@
+//! `apiscope simulate`.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use apiscope::{
+    config::Config,
+    simulate::{
+        Outcome,
+        tmobile::{self, Attack, Order},
+    },
+};
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Which scenario.
+#[derive(Args)]
+pub struct Simulate {
+    #[command(subcommand)]
+    scenario: Scenario,
+    /// Configuration file, for its detectors
+    #[arg(long, value_name = "FILE", env = "APISCOPE_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long, global = true)]
+    json: bool,
+    /// The same seed gives the same result
+    #[arg(long, default_value_t = 1, global = true)]
+    seed: u64,
+}
+
+#[derive(Subcommand)]
+enum Scenario {
+    /// 37 million records in 41 days through one API that answered whoever asked
+    Tmobile(Tmobile),
+}
+
+#[derive(Args)]
+struct Tmobile {
+    /// Principals that the attack is spread over
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    principals: u64,
+    /// Requests a second of everybody else, on average over the week
+    #[arg(long, value_name = "RPS", default_value_t = 200.0)]
+    background: f64,
+    /// Order in which records are asked for
+    #[arg(long, value_enum, default_value_t = Ids::Sequential)]
+    ids: Ids,
+    /// Days that the attack goes on
+    #[arg(long, default_value_t = 41.0)]
+    days: f64,
+    /// Requests of the attack a second
+    #[arg(long, value_name = "RPS", default_value_t = tmobile::RATE)]
+    rate: f64,
+    /// Days of background before the attack [default: 14, less above 50 requests a second]
+    #[arg(long, value_name = "DAYS")]
+    learn_days: Option<f64>,
+    /// Recorded exchanges (NDJSON with raw or hashed paths) as the background, again and again
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ids {
+    Sequential,
+    Random,
+    Uuid,
+}
+
+impl Simulate {
+    /// Runs the scenario and prints what came out. Exit code 1 when an attack was not found.
+    pub fn run(&self) -> ExitCode {
+        match self.outcome() {
+            Ok(outcome) => {
+                let text =
+                    if self.json { serde_json::to_string_pretty(&outcome).unwrap_or_default() } else { text(&outcome) };
+                let written = writeln!(std::io::stdout(), "{text}");
+                if outcome.detected && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            }
+            Err(e) => {
+                eprintln!("apiscope: {e:#}");
+                ExitCode::from(2)
+            }
+        }
+    }
+
+    fn outcome(&self) -> anyhow::Result<Outcome> {
+        let config = Config::load(self.config.as_deref())?;
+        let terminal = std::io::stderr().is_terminal();
+        let mut progress = |done: f64| {
+            if terminal {
+                eprint!("\r{:3.0} %", 100.0 * done);
+            }
+        };
+        let outcome = match &self.scenario {
+            Scenario::Tmobile(t) => {
+                anyhow::ensure!(
+                    t.background > 0.0 && t.rate > 0.0 && t.days > 0.0,
+                    "--background, --rate and --days must be above 0"
+                );
+                let attack = Attack {
+                    principals: t.principals,
+                    background: t.background,
+                    order: match t.ids {
+                        Ids::Sequential => Order::Sequential,
+                        Ids::Random => Order::Random,
+                        Ids::Uuid => Order::Uuid,
+                    },
+                    days: t.days,
+                    rate: t.rate,
+                    seed: self.seed,
+                    learn_days: t.learn_days,
+                };
+                tmobile::run(&attack, &config.detect, &mut progress)
+            }
+        };
+        if terminal {
+            eprint!("\r      \r");
+        }
+        outcome
+    }
+}
+
+/// Seconds as a person says them.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7_200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3_600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}
+
+fn text(o: &Outcome) -> String {
+    let mut text = match (&o.finding, o.time_to_detect_s) {
+        (Some(f), Some(t)) => format!(
+            "found after {} by {} ({}, {})\n  {}\n  records exposed by then: {} estimated, {} in truth",
+            time(t),
+            f.rule,
+            f.name,
+            f.severity.name(),
+            f.explanation,
+            o.records_exposed.map_or_else(|| "not".into(), |n| n.to_string()),
+            o.records_exposed_true
+        ),
+        _ => format!("not found; {} records exposed", o.records_exposed_true),
+    };
+    text += &format!(
+        "\n  false alarms: {}; {} exchanges, {} of background before the attack, seed {}",
+        o.false_alarms,
+        o.exchanges,
+        time(o.learned_s),
+        o.seed
+    );
+    for alarm in &o.alarms {
+        text += &format!("\n  false alarm: {alarm}");
+    }
+    text
+}

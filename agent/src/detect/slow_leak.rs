@@ -1,0 +1,297 @@
+//! D7: an endpoint hands out more different objects for its requests than it does at this hour of the
+//! week. Who asks does not matter: a leak spread over thousands of principals moves the ratio all the same.
+
+use super::{
+    About, Clock, Context, Detector, Endpoint, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
+    name,
+    sketch::{self, Distinct},
+};
+
+/// The rule.
+pub static RULE: Rule = Rule {
+    id: "D7",
+    name: "slow-extraction",
+    title: "More different objects than usual",
+    owasp: &["API1:2023", "API6:2023"],
+    attack: &["T1530", "T1030"],
+    signal: "log(distinct objects / requests) and log(distinct objects / distinct principals) of each hour",
+    algorithm: "against the median of the same hour of the week (of the day, of the last day until there are weeks), in \
+        robust standard deviations, added up by CUSUM (k = 1, h = 8; 16 when only the first ratio moves). Hours under \
+        suspicion are not learned. Exposed objects: those that a mixture with the usual ratio does not explain",
+    source: "CUSUM: Page, Biometrika 41, 1954; median/MAD: Rousseeuw and Croux, JASA 1993; linear counting: Whang et al. 1990",
+    memory: "4 weeks of hours (5.4 KB) and two bitmaps of 128 bytes to 32 KiB, by load, an endpoint with objects in its path",
+    blind: "endpoints with fewer than 200 requests an hour, or whose every request is for another object anyway",
+    settings: &[
+        Setting { name: "h", default: 8.0, about: "decision level of the CUSUM, in standard deviations" },
+        Setting { name: "floor", default: 0.02, about: "smallest standard deviation that is believed, in log units" },
+        Setting { name: "requests", default: 200.0, about: "requests an hour below which nothing is judged" },
+        Setting { name: "learn_hours", default: 48.0, about: "hours that were predicted before anything is said" },
+    ],
+};
+
+const WEEK: usize = 168;
+const HISTORY: usize = 4 * WEEK;
+/// What a CUSUM gives away each hour.
+const K: f64 = 1.0;
+/// A CUSUM above this freezes the baseline.
+const SUSPICIOUS: f64 = 4.0;
+/// Highest score of one hour.
+const MAX_Z: f64 = 12.0;
+
+#[derive(Default, Clone)]
+struct State {
+    on: bool,
+    hour: u64,
+    requests: u32,
+    objects: Distinct,
+    actors: Distinct,
+    /// By hour modulo four weeks: both ratios; NaN where unknown.
+    history: Vec<[f32; 2]>,
+    /// Last prediction errors.
+    errors: Vec<[f32; 2]>,
+    predicted: u32,
+    cusum: [f64; 2],
+    /// Objects since the first CUSUM left 0, and when it did.
+    exposed: f64,
+    since: u64,
+    requests_per_hour: f64,
+    sigma: f64,
+    ratio: f64,
+}
+
+/// The detector.
+pub struct SlowLeak {
+    h: f64,
+    floor: f64,
+    least: f64,
+    learn: f64,
+    states: Vec<State>,
+}
+
+impl SlowLeak {
+    /// With these settings.
+    pub fn new(settings: &Settings<'_>) -> Self {
+        Self {
+            h: settings.get("h"),
+            floor: settings.get("floor"),
+            least: settings.get("requests"),
+            learn: settings.get("learn_hours"),
+            states: Vec::new(),
+        }
+    }
+
+    fn hour(&mut self, at: usize, endpoint: &Endpoint, now: u64, out: &mut Findings) {
+        let (h, floor, least, learn) = (self.h, self.floor, self.least, self.learn);
+        let s = &mut self.states[at];
+        let (requests, objects, actors) = (f64::from(s.requests), s.objects.count(), s.actors.count());
+        let hour = s.hour;
+        s.hour = now / 3600;
+        s.requests = 0;
+        s.objects.clear();
+        s.actors.clear();
+        s.requests_per_hour += (requests - s.requests_per_hour) * 0.1;
+        let at_hour = (hour % HISTORY as u64) as usize;
+        if s.history.is_empty() {
+            s.history = vec![[f32::NAN; 2]; HISTORY];
+        }
+        // Hours without traffic, and the one four weeks ago, say nothing.
+        for missed in hour..s.hour.min(hour + HISTORY as u64) {
+            s.history[(missed % HISTORY as u64) as usize] = [f32::NAN; 2];
+        }
+        if requests < least || objects < 20.0 {
+            return;
+        }
+        let x = [(objects / requests).ln(), (objects / actors.max(1.0)).ln()];
+        let Some(usual) = predict(&s.history, hour) else {
+            s.history[at_hour] = x.map(|v| v as f32);
+            return;
+        };
+        let noise = 1.5 / objects.sqrt();
+        let mut z = [0.0; 2];
+        for i in 0..2 {
+            let mut errors: Vec<f64> = s.errors.iter().map(|e| f64::from(e[i])).collect();
+            let sigma = sketch::deviation(&mut errors, 0.0).unwrap_or(0.1).max(floor).max(noise);
+            z[i] = ((x[i] - usual[i]) / sigma).clamp(-MAX_Z, MAX_Z);
+            if i == 0 {
+                (s.sigma, s.ratio) = (sigma, usual[0].exp());
+            }
+        }
+        if f64::from(s.predicted) < learn {
+            s.predicted += 1;
+            learn_from(s, at_hour, x, usual);
+            return;
+        }
+        for (sum, z) in s.cusum.iter_mut().zip(z) {
+            *sum = (*sum + z - K).clamp(0.0, 4.0 * h);
+        }
+        if s.cusum[0] <= 0.0 {
+            (s.exposed, s.since) = (0.0, s.hour);
+        } else {
+            // objects = leaked + ratio * (requests - leaked)
+            let ratio = s.ratio.min(0.99);
+            s.exposed += ((objects - ratio * requests) / (1.0 - ratio)).max(0.0);
+        }
+        let sure = s.cusum[1] > h / 2.0;
+        let fires = s.cusum[0] > if sure { h } else { 2.0 * h };
+        let about = About { endpoint: Some((at, endpoint)), now, ..About::default() };
+        if fires {
+            let hours = s.hour.saturating_sub(s.since).max(1);
+            let (observed, expected, exposed, cusum) = (objects / requests, s.ratio, s.exposed, s.cusum);
+            if out.wants(&RULE, about) {
+                out.report(
+                    &RULE,
+                    about,
+                    Sighting {
+                        severity: Some(if sure { Severity::Critical } else { Severity::High }),
+                        confidence: if sure { 0.9 } else { 0.6 },
+                        observed,
+                        expected,
+                        unit: "{object}/{request}",
+                        records: Some(exposed),
+                        evidence: vec![
+                            ("hours", hours as f64),
+                            ("cusum", cusum[0]),
+                            ("cusum_per_principal", cusum[1]),
+                            ("requests", requests),
+                            ("objects", objects),
+                            ("principals", actors),
+                        ],
+                        explanation: format!(
+                            "{} handed out {:.0} % more different objects than usual at this time for as many requests, for {hours} h: about {exposed:.0} records may have been read that nobody usually reads.",
+                            name(endpoint),
+                            100.0 * (observed / expected - 1.0),
+                        ),
+                    },
+                );
+            }
+        }
+        let frozen = s.cusum[0] > SUSPICIOUS || out.covers(&RULE, at);
+        let s = &mut self.states[at];
+        if !frozen {
+            learn_from(s, at_hour, x, usual);
+        }
+    }
+}
+
+fn learn_from(s: &mut State, at_hour: usize, x: [f64; 2], usual: [f64; 2]) {
+    s.history[at_hour] = x.map(|v| v as f32);
+    if s.errors.len() >= WEEK {
+        s.errors.remove(0);
+    }
+    s.errors.push([0, 1].map(|i| (x[i] - usual[i]) as f32));
+}
+
+/// What is usual at an hour: the median of the same hour of weeks, else of days, else of the last day.
+fn predict(history: &[[f32; 2]], hour: u64) -> Option<[f64; 2]> {
+    let values = |step: u64, most: u64, least: usize| -> Option<[f64; 2]> {
+        let back = (1..=most).filter_map(|n| hour.checked_sub(n * step));
+        let known: Vec<_> = back.map(|h| history[(h % HISTORY as u64) as usize]).filter(|v| !v[0].is_nan()).collect();
+        if known.len() < least {
+            return None;
+        }
+        let mut columns = [0, 1].map(|i| known.iter().map(|v| f64::from(v[i])).collect::<Vec<_>>());
+        Some([sketch::median(&mut columns[0])?, sketch::median(&mut columns[1])?])
+    };
+    values(WEEK as u64, 3, 3).or_else(|| values(24, 14, 2)).or_else(|| values(1, 24, 3))
+}
+
+impl Detector for SlowLeak {
+    fn rule(&self) -> &'static Rule {
+        &RULE
+    }
+
+    fn observe(&mut self, c: &Context<'_>, out: &mut Findings) {
+        if c.params.is_empty() || !c.success || c.endpoint.side != crate::exchange::Side::Server {
+            return;
+        }
+        let hour = c.now / 3600;
+        let state = entry(&mut self.states, c.at);
+        if state.hour != hour {
+            if state.on {
+                self.hour(c.at, c.endpoint, c.now, out);
+            } else {
+                (state.on, state.hour) = (true, hour);
+            }
+        }
+        // A job that is known to read everything would hide the rest.
+        if c.bulk.get() {
+            return;
+        }
+        let state = &mut self.states[c.at];
+        state.requests += 1;
+        state.objects.add(c.params.object);
+        state.actors.add(c.actor);
+    }
+
+    fn minute(&mut self, clock: &Clock<'_>, out: &mut Findings) {
+        for at in 0..self.states.len() {
+            if self.states[at].on
+                && clock.now / 3600 > self.states[at].hour
+                && let Some(endpoint) = clock.endpoints.get(at)
+            {
+                self.hour(at, endpoint, clock.now, out);
+            }
+        }
+    }
+
+    fn readiness(&self, at: usize, _: &Clock<'_>) -> Readiness {
+        let Some(s) = self.states.get(at).filter(|s| s.on) else {
+            return Readiness::blind("its path names no object");
+        };
+        if s.requests_per_hour < self.least && s.predicted > 0 {
+            return Readiness::blind("too few requests an hour");
+        }
+        if f64::from(s.predicted) < self.learn {
+            return Readiness::Learning { progress: f64::from(s.predicted) / self.learn };
+        }
+        if s.ratio > 0.9 {
+            return Readiness::blind("nearly every request is for another object anyway");
+        }
+        // The leak that moves the ratio by K + h/8 standard deviations: found within 8 hours.
+        let rise = ((K + self.h / 8.0) * s.sigma).exp();
+        let (r, n) = (s.ratio, s.requests_per_hour);
+        let leak = n * r * (rise - 1.0) / (1.0 - r * rise).max(0.01);
+        Readiness::Armed { minimum_per_hour: Some(leak), within_s: Some(8.0 * 3600.0) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.states
+            .iter()
+            .map(|s| {
+                s.objects.bytes()
+                    + s.actors.bytes()
+                    + s.history.capacity() * 8
+                    + s.errors.capacity() * 8
+                    + size_of::<State>()
+            })
+            .sum()
+    }
+
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        let s = self.states.get(at).filter(|s| s.on && !s.history.is_empty())?;
+        let history: Vec<_> = s.history.iter().map(|v| if v[0].is_nan() { None } else { Some(*v) }).collect();
+        Some(
+            serde_json::json!({ "history": history, "errors": s.errors, "predicted": s.predicted, "rate": s.requests_per_hour, "ratio": s.ratio, "sigma": s.sigma }),
+        )
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        #[derive(serde::Deserialize)]
+        struct Learned {
+            history: Vec<Option<[f32; 2]>>,
+            errors: Vec<[f32; 2]>,
+            predicted: u32,
+            rate: f64,
+            ratio: f64,
+            sigma: f64,
+        }
+        let Ok(learned) = serde_json::from_value::<Learned>(learned.clone()) else { return };
+        if learned.history.len() != HISTORY || learned.errors.len() > WEEK {
+            return;
+        }
+        let state = entry(&mut self.states, at);
+        state.history = learned.history.into_iter().map(|v| v.unwrap_or([f32::NAN; 2])).collect();
+        (state.errors, state.predicted) = (learned.errors, learned.predicted);
+        (state.requests_per_hour, state.ratio, state.sigma) = (learned.rate, learned.ratio, learned.sigma);
+    }
+}

@@ -1,0 +1,127 @@
+//! 37 million records in 41 days through one API that answered whoever asked: 10.44 requests a second,
+//! by any number of principals, one id after the other or at random.
+
+use super::{
+    Outcome,
+    random::Random,
+    world::{CUSTOMERS, Ids, MONDAY, TARGET, World},
+};
+use crate::{
+    config,
+    detect::{Change, Engine, Event},
+};
+
+/// Exchanges of the background before the attack, at most; with less traffic it is two weeks.
+const LEARN_EXCHANGES: f64 = 60_000_000.0;
+/// Longest time of learning, s.
+const LEARN_MOST: f64 = 14.0 * 86_400.0;
+/// 37 million in 41 days.
+pub const RATE: f64 = 37.0e6 / (41.0 * 86_400.0);
+
+/// In which order ids are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// One after the other.
+    Sequential,
+    /// Random numbers.
+    Random,
+    /// Random UUIDs.
+    Uuid,
+}
+
+/// The attack.
+#[derive(Debug, Clone, Copy)]
+pub struct Attack {
+    /// Who ask.
+    pub principals: u64,
+    /// Requests of the background a second, on average.
+    pub background: f64,
+    /// Order.
+    pub order: Order,
+    /// Days that it goes on.
+    pub days: f64,
+    /// Requests a second.
+    pub rate: f64,
+    /// Seed.
+    pub seed: u64,
+    /// Days of background before it; without, as many as [`LEARN_EXCHANGES`] allow.
+    pub learn_days: Option<f64>,
+}
+
+/// Runs it until it is found, or over.
+///
+/// # Errors
+/// The configuration of the detectors is wrong.
+pub fn run(attack: &Attack, config: &config::Detect, progress: &mut dyn FnMut(f64)) -> anyhow::Result<Outcome> {
+    let mut engine = Engine::new(config)?;
+    let mut random = Random::new(attack.seed, 2);
+    let mut outcome = Outcome { scenario: "tmobile".into(), seed: attack.seed, ..Outcome::default() };
+    let ids = if attack.order == Order::Uuid { Ids::Uuid } else { Ids::Number };
+    let mut world = World::new(attack.background, ids, attack.seed, MONDAY);
+    let usual = (LEARN_EXCHANGES / attack.background.max(0.01)).min(LEARN_MOST);
+    let learn = attack.learn_days.map_or(usual, |d| d * 86_400.0);
+    // The attack begins at any minute of the hour.
+    let begin = MONDAY as f64 + learn + random.unit() * 3_600.0;
+    outcome.learned_s = begin - MONDAY as f64;
+    let end = begin + attack.days * 86_400.0;
+    let mut next = begin;
+    let mut exposed = vec![0_u64; usize::try_from(CUSTOMERS / 64 + 1)?];
+    let mut walking = 1 + random.below(CUSTOMERS / 2);
+    let mut n = 0_u64;
+    while next < end {
+        while world.step(next, &mut engine) {
+            n += 1;
+            if n.is_multiple_of(1 << 20) {
+                progress((world.now - MONDAY as f64) / (end - MONDAY as f64));
+            }
+            take(&mut engine, attack, begin, world.now, &mut outcome);
+            if outcome.detected {
+                outcome.exchanges = n;
+                return Ok(outcome);
+            }
+        }
+        let customer = match attack.order {
+            Order::Sequential => {
+                walking += 1;
+                walking
+            }
+            _ => 1 + random.below(CUSTOMERS),
+        };
+        world.attack(next, customer, random.below(attack.principals.max(1)), &mut engine);
+        n += 1;
+        outcome.records_until_detection += 1;
+        let word = &mut exposed[usize::try_from(customer / 64)?.min((CUSTOMERS / 64) as usize)];
+        outcome.records_exposed_true += u64::from(*word & (1 << (customer % 64)) == 0);
+        *word |= 1 << (customer % 64);
+        take(&mut engine, attack, begin, next, &mut outcome);
+        if outcome.detected {
+            break;
+        }
+        next += random.gap(attack.rate);
+    }
+    outcome.exchanges = n;
+    Ok(outcome)
+}
+
+fn take(engine: &mut Engine, attack: &Attack, begin: f64, now: f64, outcome: &mut Outcome) {
+    if !engine.findings().has_events() {
+        return;
+    }
+    let events: Vec<Event> = engine.findings().drain().collect();
+    for event in events.into_iter().filter(|e| e.change == Change::Opened) {
+        let finding = event.finding;
+        let attackers = |p: &str| (0..attack.principals).any(|i| p == super::world::attacker(i));
+        let ours = now >= begin
+            && engine.endpoint(TARGET).is_some_and(|e| *e.route == *finding.route)
+            && finding.principal.as_deref().is_none_or(attackers);
+        if ours && !outcome.detected {
+            outcome.detected = true;
+            outcome.detector = Some(finding.rule.clone());
+            outcome.time_to_detect_s = Some(now - begin);
+            outcome.records_exposed = finding.records_exposed;
+            outcome.finding = Some(finding);
+        } else if !ours {
+            outcome.alarm(&finding);
+        }
+    }
+}
