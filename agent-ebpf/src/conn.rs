@@ -9,9 +9,9 @@ use aya_ebpf::{
 use crate::{
     body, emit,
     http1::{self, mode},
-    kernel,
+    http2, kernel,
     maps::{
-        CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, NEXT, QUIET, RULES, SERVER, Work,
+        CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, HTTP2, NEXT, QUIET, RULES, SERVER, Work,
         setting,
     },
 };
@@ -128,6 +128,13 @@ pub fn end_direction(work: &mut Work, connection: &mut Connection, direction: us
 /// when `both` ends closed.
 #[inline(always)]
 pub fn close(work: &mut Work, connection: &mut Connection, flags: u16, both: bool) {
+    if connection.state & HTTP2 != 0 {
+        let [received, sent] = &mut connection.directions;
+        let unfinished = [u8::from(http2::under_way(received)), u8::from(http2::under_way(sent))];
+        connection.requests = received.index;
+        let responses = sent.index;
+        return emit::close(work, connection, flags, unfinished, [0; 2], responses);
+    }
     // The rest of a body that was received may have gone to a pipe.
     let d = &mut connection.directions[0];
     if d.mode != mode::START {

@@ -89,6 +89,28 @@ pub fn head(
     output(work, (&raw const work.record).cast(), size_of::<Record>() as u64 + len)
 }
 
+/// Passes on the frames in `work.data`. False when the ring is full.
+#[inline(always)]
+pub fn frames(work: &mut Work, connection: &mut Connection, direction: usize, flags: u16) -> bool {
+    if connection.state & OPENED == 0 && !open(work, connection) {
+        return false;
+    }
+    let record = &mut work.record;
+    record.kind = Kind::FRAMES;
+    record.skip = 0;
+    record.flags = flags | if direction != 0 { Flag::SENT } else { 0 };
+    record.conn = connection.id;
+    record.ts = work.now;
+    record.first_ts = work.end;
+    record.index = connection.directions[direction].index;
+    record.pid = work.pid as u32;
+    record.message = 0;
+    record.body = work.line;
+    let len = if work.filled > DATA_LIMIT as u64 { DATA_LIMIT as u64 } else { work.filled };
+    record.len = len as u32;
+    output((&raw const work.record).cast(), size_of::<Record>() as u64 + len)
+}
+
 /// A record without data, about the direction of this run.
 #[inline(always)]
 pub fn bare(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {

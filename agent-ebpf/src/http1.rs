@@ -11,8 +11,8 @@ use agent_ebpf::{CARRY, Count, DATA_LIMIT, Flag, HEAD_LIMIT, Kind, PIPELINE, STE
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
-    body, conn, emit,
-    maps::{Connection, Direction, FRESH, HITS, OPENED, QUIET, SERVER, SYNCED, WORDS, WORK, Work},
+    body, conn, emit, http2,
+    maps::{Connection, Direction, FRESH, HITS, HTTP2, OPENED, QUIET, SERVER, SYNCED, WORDS, WORK, Work},
     whole,
 };
 
@@ -38,6 +38,30 @@ pub mod mode {
     pub const UNTIL_CLOSE: u8 = 8;
     /// No HTTP any more.
     pub const TUNNEL: u8 = 9;
+    /// This one and all that follow: HTTP/2. One of `remaining` bytes of the client's preface.
+    pub const PREFACE: u8 = 16;
+    /// Part of the head of a frame, of which `carry_len` bytes came before.
+    pub const FRAME_HEAD: u8 = 17;
+    /// One of `remaining` bytes of a payload that is passed on.
+    pub const FRAME: u8 = 18;
+    /// One of `remaining` bytes of a payload that is not.
+    pub const SKIP: u8 = 19;
+    /// The length of a DATA frame's padding.
+    pub const PADDING: u8 = 20;
+    /// One of `remaining` bytes of content (`length`) and padding.
+    pub const DATA: u8 = 21;
+    /// Unknown: to be found where a system call begins.
+    pub const SEEK: u8 = 22;
+}
+
+/// What the bytes are when they are no HTTP/1: [`Work::other`]. Looked at once, after the machine.
+mod other {
+    /// They are.
+    pub const NONE: u64 = 0;
+    /// The preface of an HTTP/2 client, of which `Work::limit` bytes are still to come.
+    pub const PREFACE: u64 = 1;
+    /// Anything.
+    pub const ANYTHING: u64 = 2;
 }
 
 /// Bits of `Direction::bits`.
@@ -52,6 +76,8 @@ const ENDED: u8 = 1 << 4;
 pub const DROPPED: u8 = 1 << 5;
 /// Head bytes were passed on.
 const PASSED: u8 = 1 << 6;
+/// The connection goes on in HTTP/2: the preface of its client, or `Upgrade: h2c`.
+const TO_HTTP2: u8 = 1 << 7;
 
 /// Method classes, as far as they change the framing of the response.
 pub const METHOD_HEAD: u8 = 1;
@@ -67,6 +93,9 @@ pub const HTTP_1_0: u64 = u64::from_le_bytes(*b"HTTP/1.0");
 pub const HTTP_1_1: u64 = u64::from_le_bytes(*b"HTTP/1.1");
 pub const HTTP_1_ANY: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
 const HTTP_2_0: u64 = u64::from_le_bytes(*b"HTTP/2.0");
+/// How the preface of an HTTP/2 client begins, and how long its first line is (RFC 9113 section 3.4).
+const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
+const PREFACE_LINE: u64 = 16;
 pub const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
 /// A word of line feeds.
 pub const FEEDS: u64 = 0x0a0a_0a0a_0a0a_0a0a;
@@ -127,19 +156,34 @@ pub struct Context {
 /// they came through, and whatever kind of map `connection` lives in.
 #[inline(always)]
 pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
-    if whole::feed(work, connection, direction) {
-        return;
-    }
     let mut context = Context { connection, direction };
-    // SAFETY: the callback gets the address of a local that outlives the call.
-    let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
-    // SAFETY: the callback has ended, and with it the other use of the connection.
+    // SAFETY: the address of the argument, which outlives this run.
     let connection = unsafe { &mut *context.connection };
-    if steps >= i64::from(STEPS) {
-        emit::count(Count::STEPS);
-        lose(work, connection);
+    if connection.state & HTTP2 == 0 {
+        if whole::feed(work, connection, direction) {
+            return;
+        }
+        set(&raw mut work.other, other::NONE);
+        // SAFETY: the callback gets the address of a local that outlives the call.
+        let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
+        if steps >= i64::from(STEPS) {
+            emit::count(Count::STEPS);
+            lose(work, connection);
+        }
+        flush(work, connection);
+        match get(&raw const work.other) {
+            other::NONE => {}
+            other::PREFACE => http2::preface(work, connection),
+            _ => {
+                if !http2::join(work, connection) {
+                    strike(work, connection);
+                }
+            }
+        }
     }
-    flush(work, connection);
+    if connection.state & (HTTP2 | QUIET) == HTTP2 && work.left != 0 {
+        http2::feed(work, connection, &raw mut context);
+    }
 }
 
 /// One step over the bytes of a system call. Returns 1 when there is nothing left to do.
@@ -160,18 +204,11 @@ fn one(work: &mut Work, connection: &mut Connection, context: *mut Context) -> b
         return false;
     }
     if work.skip != 0 && work.readable != 0 {
-        if work.length == 0 {
-            return next_buffer(work);
-        }
-        let n = if work.skip < work.length { work.skip } else { work.length };
-        work.skip -= n;
-        work.pointer += n;
-        work.length -= n;
-        return true;
+        return pass_over(work);
     }
     let d = &mut connection.directions[usize::from(work.direction != 0)];
     match d.mode {
-        mode::TUNNEL => return false,
+        mode::TUNNEL | mode::PREFACE.. => return false,
         mode::UNTIL_CLOSE => {
             d.message += work.left;
             d.body += work.left;
@@ -221,6 +258,19 @@ pub fn advance(work: &mut Work, n: u64) -> bool {
         work.skip = n - work.length;
         work.length = 0;
     }
+    true
+}
+
+/// Moves on in or to the current buffer by bytes that were counted before.
+#[inline(always)]
+pub fn pass_over(work: &mut Work) -> bool {
+    if work.length == 0 {
+        return next_buffer(work);
+    }
+    let n = if work.skip < work.length { work.skip } else { work.length };
+    work.skip -= n;
+    work.pointer += n;
+    work.length -= n;
     true
 }
 
@@ -302,6 +352,15 @@ fn head(work: &mut Work, connection: &mut Connection, context: *mut Context) -> 
     unsafe { bpf_loop(WINDOW as u32 + 8, line_step as *mut _, context.cast(), 0) };
     let end = get(&raw const work.end);
     let d = &mut connection.directions[usize::from(work.direction != 0)];
+    if d.bits & TO_HTTP2 != 0 && d.bits & REJECTED != 0 {
+        let consumed = get(&raw const work.line).wrapping_sub(at);
+        work.left -= consumed;
+        advance(work, consumed);
+        work.other = other::PREFACE;
+        work.limit = http2::PREFACE - PREFACE_LINE;
+        d.mode = mode::START;
+        return false;
+    }
     if d.bits & REJECTED != 0 || (end > at && d.lines == 0) {
         reject(work, connection);
         return false;
@@ -326,6 +385,11 @@ fn head(work: &mut Work, connection: &mut Connection, context: *mut Context) -> 
 #[inline(always)]
 fn begin(work: &mut Work, connection: &mut Connection, n: u64) -> bool {
     let first = word(work, 0);
+    if first == PREFACE && n >= 8 && connection.state & OPENED == 0 {
+        work.other = other::PREFACE;
+        work.limit = http2::PREFACE;
+        return false;
+    }
     // As much of "HTTP/1." as is there.
     let known = if n >= 7 { SEVEN } else { (1u64 << ((n & 7) * 8)) - 1 };
     let response = (first ^ HTTP_1_ANY) & known == 0;
@@ -342,7 +406,8 @@ fn begin(work: &mut Work, connection: &mut Connection, n: u64) -> bool {
         fits_role && is_token(work, n)
     };
     if !plausible {
-        strike(work, connection, first, n);
+        work.other = other::ANYTHING;
+        work.limit = n;
         return false;
     }
     let d = &mut connection.directions[usize::from(outgoing)];
@@ -385,14 +450,14 @@ pub fn is_token(work: &Work, n: u64) -> bool {
     false
 }
 
-/// Bytes that are no HTTP.
+/// Bytes that are no HTTP: `limit` of them are in `data`.
 #[inline(always)]
-fn strike(work: &mut Work, connection: &mut Connection, first: u64, n: u64) {
-    if connection.state & OPENED != 0 {
+fn strike(work: &mut Work, connection: &mut Connection) {
+    if connection.state & (OPENED | QUIET) != 0 {
         return;
     }
     // A TLS record: handshake, version 3.x.
-    let tls = n >= 2 && first & 0xffff == 0x0316;
+    let tls = get(&raw const work.limit) >= 2 && word(work, 0) & 0xffff == 0x0316;
     if tls && connection.state & FRESH != 0 {
         emit::count(Count::TLS);
         connection.state |= QUIET;
@@ -404,7 +469,6 @@ fn strike(work: &mut Work, connection: &mut Connection, first: u64, n: u64) {
         emit::count(Count::NOT_HTTP);
         connection.state |= QUIET;
     }
-    let _ = work;
 }
 
 /// A head that turned out to be none.
@@ -416,7 +480,8 @@ fn reject(work: &mut Work, connection: &mut Connection) {
     if d.bits & PASSED != 0 {
         emit::bare(work, connection, Kind::ABORT, 0);
     }
-    strike(work, connection, 0, 0);
+    work.other = other::ANYTHING;
+    work.limit = 0;
 }
 
 /// Finds the words with line feeds of the window at `from`. What the lines say is looked at afterwards: this loop
@@ -537,8 +602,8 @@ fn first_line(work: &Work, d: &mut Direction, line: u64, feed: u64) -> bool {
     let cr = u64::from(byte(work, feed - 1) == b'\r');
     let last = word(work, feed - cr - 8);
     if byte(work, feed - cr - 9) != b' ' || (last != HTTP_1_1 && last != HTTP_1_0) {
-        if last == HTTP_2_0 {
-            emit::count(Count::HTTP2);
+        if last == HTTP_2_0 && first == PREFACE {
+            d.bits |= TO_HTTP2;
         }
         return false;
     }
@@ -562,6 +627,8 @@ fn field(work: &mut Work, d: &mut Direction, line: u64, feed: u64) {
     const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
     const ENCODING: u64 = u64::from_le_bytes(*b"-encodin");
     const CHUNKED: u64 = u64::from_le_bytes(*b"\0chunked");
+    const UPGRADE: u64 = u64::from_le_bytes(*b"upgrade:");
+    const H2C: u64 = u64::from_le_bytes(*b"\0\0\0\0\0h2c");
     let first = word(work, line) | LOWER;
     if first == CONTENT && (word(work, line + 8) | LOWER) & SEVEN == (LENGTH | LOWER) & SEVEN {
         let (value, digits) = (&raw mut work.scratch[2], &raw mut work.scratch[3]);
@@ -588,6 +655,11 @@ fn field(work: &mut Work, d: &mut Direction, line: u64, feed: u64) {
         let cr = u64::from(byte(work, feed - 1) == b'\r');
         if feed - cr >= line + 26 && (word(work, feed - cr - 8) | LOWER) >> 8 == (CHUNKED | LOWER) >> 8 {
             d.bits |= IS_CHUNKED;
+        }
+    } else if first == UPGRADE {
+        let cr = u64::from(byte(work, feed - 1) == b'\r');
+        if feed - cr >= line + 11 && (word(work, feed - cr - 8) | LOWER) >> 40 == (H2C | LOWER) >> 40 {
+            d.bits |= TO_HTTP2;
         }
     }
 }
@@ -687,6 +759,8 @@ pub fn finish_head(work: &mut Work, connection: &mut Connection) {
         if requests.wrapping_sub(answered) as i32 >= PIPELINE as i32 {
             emit::count(Count::PIPELINE_FULL);
         }
+    } else if flags & Flag::UPGRADE != 0 && d.status == 101 && d.bits & TO_HTTP2 != 0 {
+        http2::upgrade(work, connection);
     } else if flags & Flag::UPGRADE != 0 {
         connection.directions[0].mode = mode::TUNNEL;
         connection.directions[1].mode = mode::TUNNEL;

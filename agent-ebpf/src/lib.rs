@@ -33,6 +33,9 @@ impl Kind {
     pub const ABORT: u8 = 5;
     /// The other end closed (seen by a receive of 0 bytes).
     pub const EOF: u8 = 6;
+    /// Frames of HTTP/2: see `http2.rs` of the kernel side. `index` numbers the records of a direction,
+    /// `body` is what is still to come of the payload in which the record begins.
+    pub const FRAMES: u8 = 7;
 }
 
 /// Flags of [`Record`].
@@ -62,6 +65,17 @@ impl Flag {
     pub const LATE: u16 = 1 << 10;
     /// The end of the body is the end of the connection.
     pub const UNTIL_CLOSE: u16 = 1 << 11;
+    /// The direction begins with the preface of an HTTP/2 client.
+    pub const PREFACE: u16 = 1 << 12;
+}
+
+/// Flags about a DATA frame of HTTP/2.
+pub struct DataFlag;
+impl DataFlag {
+    /// Messages that began in it may have been missed.
+    pub const INEXACT: u8 = 1;
+    /// Its content does not consist of gRPC messages.
+    pub const OTHER: u8 = 2;
 }
 
 /// Header of every record.
@@ -138,7 +152,8 @@ pub struct Close {
     pub unfinished: [u8; 2],
     /// Explicit padding.
     pub pad: [u8; 4],
-    /// Requests and final responses whose heads the kernel side saw.
+    /// Requests and final responses whose heads the kernel side saw. HTTP/2: records of frames, received
+    /// and sent; `message` and `body` are stream and bytes of the DATA frame under way.
     pub requests: u32,
     /// See `requests`.
     pub responses: u32,
@@ -171,7 +186,7 @@ impl Count {
     pub const JOINED_LATE: u32 = 10;
     /// Connections that open with TLS.
     pub const TLS: u32 = 11;
-    /// Connections that open with the HTTP/2 preface.
+    /// Connections that speak HTTP/2.
     pub const HTTP2: u32 = 12;
     /// Calls that were taken apart into more than [`super::STEPS`] units.
     pub const STEPS: u32 = 13;

@@ -7,6 +7,7 @@ mod body;
 mod conn;
 mod emit;
 mod http1;
+mod http2;
 mod kernel;
 mod maps;
 mod socket;

@@ -120,6 +120,8 @@ pub const CLOSED: u8 = 8;
 pub const RESET: u8 = 16;
 /// An exchange of it was seen whole: responses can be told from late ones.
 pub const SYNCED: u8 = 32;
+/// It speaks HTTP/2.
+pub const HTTP2: u8 = 64;
 
 /// One direction of a connection.
 #[repr(C)]
@@ -144,7 +146,7 @@ pub struct Direction {
     pub head: u32,
     /// Status of the response under way.
     pub status: u16,
-    /// Where the parser is: see `http1`.
+    /// Where the parser is: see `http1::mode`.
     pub mode: u8,
     /// Bits about the head under way: see `http1`.
     pub bits: u8,
@@ -157,7 +159,7 @@ pub struct Direction {
     /// Method class of the request under way.
     pub method: u8,
     pub pad: u32,
-    /// Start and end of the line under way.
+    /// Start and end of the line under way. HTTP/2: `http2::Frames`.
     pub carry: [u64; CARRY / 8],
 }
 
@@ -193,6 +195,8 @@ pub struct Work {
     pub sock: u64,
     /// 0 receive, 1 send.
     pub direction: u64,
+    /// What the bytes are when they are no HTTP/1: see `http1`.
+    pub other: u64,
     /// End of the bytes read.
     pub limit: u64,
     /// Words of the window that hold line feeds: how many, where, and which is looked at.

@@ -124,6 +124,10 @@ fn head(work: &mut Work, connection: &mut Connection, at: usize) -> bool {
     }
     let (status, method) = if response {
         let Some(status) = status(work) else { return false };
+        // What the connection is switched to is in the fields.
+        if status == 101 {
+            return false;
+        }
         (status, 0)
     } else {
         if !is_request_line(work) {
