@@ -14,9 +14,10 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
-    exchange::{Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side},
-    proto::{credential::Principals, http1},
+    exchange::{Api, Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side},
+    proto::{credential::Principals, grpc, http1},
     stats::{Loss, Stats, Unread},
+    stream::{Around, Session},
 };
 
 /// Most connections that are kept.
@@ -70,6 +71,10 @@ pub struct Connections {
     /// Client-side exchanges whose end the other end of the connection may still tell.
     held: VecDeque<(u64, Exchange)>,
     partial_bytes: usize,
+    /// Streams of HTTP/2 that are open.
+    streams: usize,
+    /// Exchanges that a session finished: room that is used again.
+    finished: Vec<Exchange>,
     /// Turns credentials into principals.
     principals: Principals,
     /// Nanoseconds from the monotonic clock to the epoch.
@@ -91,6 +96,29 @@ struct Connection {
     partial: [Zeroizing<Vec<u8>>; 2],
     /// Set when the other end of a unix connection closed.
     eof_at: u64,
+    /// It speaks HTTP/2.
+    http2: Option<Box<Session>>,
+}
+
+impl Connection {
+    /// Fills in what a session does not know of its exchanges.
+    fn dress(&self, exchange: &mut Exchange, epoch: u64) {
+        let side = self.side.unwrap_or(Side::Server);
+        let (client, server) = match side {
+            Side::Server => (&self.remote, &self.local),
+            Side::Client => (&self.local, &self.remote),
+        };
+        exchange.ts += epoch;
+        exchange.service = self.identity.service.clone();
+        exchange.side = side;
+        exchange.client = client.clone();
+        exchange.server = server.clone();
+        exchange.origin = self.identity.origin.clone();
+        exchange.exe = self.identity.exe.clone();
+        if exchange.pid == 0 {
+            exchange.pid = self.pid;
+        }
+    }
 }
 
 /// A request under way.
@@ -126,6 +154,8 @@ impl Connections {
             spare: Vec::new(),
             held: VecDeque::new(),
             partial_bytes: 0,
+            streams: 0,
+            finished: Vec::new(),
             principals: Principals::default(),
             epoch,
             stats,
@@ -154,6 +184,13 @@ impl Connections {
         match event.what {
             What::Open(opened) => self.open(event.conn, event.pid, *opened, outside),
             What::Head(head) => self.head(event.conn, event.ts, event.pid, &head, outside),
+            What::Frames(frames) => {
+                let late = self.table.get(&event.conn).is_none_or(|c| c.late);
+                self.session(event.conn, outside, |session, around, out| {
+                    let session = session.get_or_insert_with(|| Box::new(Session::new(late)));
+                    session.record(&frames, event.ts, event.pid, around, out);
+                });
+            }
             What::End(message) => self.end(event.conn, event.ts, message, outside),
             What::Close(closed) => self.close(event.conn, event.ts, Some(closed), outside),
             What::Abort { sent } => {
@@ -199,6 +236,7 @@ impl Connections {
                 pending: VecDeque::new(),
                 partial: Default::default(),
                 eof_at: 0,
+                http2: None,
             },
         );
     }
@@ -307,6 +345,9 @@ impl Connections {
             pending.last_ts = ts;
             return;
         }
+        if head.upgrade && response.h2c {
+            return self.upgrade(id, outside);
+        }
         if head.upgrade {
             self.stats.miss(if response.websocket { Unread::WebSocket } else { Unread::Upgraded }, 1);
         }
@@ -319,6 +360,55 @@ impl Connections {
         if pending.request.is_some() && pending.response_done && (pending.request_done || pending.upgraded) {
             self.finish(id, 0, None, outside);
         }
+    }
+
+    /// Lets an HTTP/2 session of a connection act, and hands out what it finished.
+    fn session(
+        &mut self,
+        id: u64,
+        outside: &mut impl Outside,
+        act: impl FnOnce(&mut Option<Box<Session>>, &mut Around<'_>, &mut Vec<Exchange>),
+    ) {
+        let Some(connection) = self.table.get_mut(&id) else {
+            self.stats.lose(Loss::BadRecord, 1);
+            return;
+        };
+        if !connection.identity.wanted {
+            return;
+        }
+        let open = |session: &Option<Box<Session>>| session.as_ref().map_or(0, |s| s.open());
+        let before = open(&connection.http2);
+        let mut finished = std::mem::take(&mut self.finished);
+        let mut around = Around {
+            principals: &self.principals,
+            stats: &self.stats,
+            partial: &mut self.partial_bytes,
+            most_partial: MAX_PARTIAL_BYTES,
+        };
+        act(&mut connection.http2, &mut around, &mut finished);
+        self.streams = self.streams + open(&connection.http2) - before;
+        if let Some(client) = connection.http2.as_ref().and_then(|s| s.is_client()) {
+            connection.side = Some(if client { Side::Client } else { Side::Server });
+        }
+        for exchange in &mut finished {
+            connection.dress(exchange, self.epoch);
+        }
+        for exchange in finished.drain(..) {
+            self.deliver(exchange, true, outside);
+        }
+        self.finished = finished;
+    }
+
+    /// The request under way goes on as the first stream of an HTTP/2 session.
+    fn upgrade(&mut self, id: u64, outside: &mut impl Outside) {
+        let Some(connection) = self.table.get_mut(&id) else { return };
+        let Some(mut pending) = connection.pending.pop_front() else { return };
+        if let Some(request) = pending.request.take() {
+            let p = &pending;
+            let session = Session::upgraded(request, p.sent, p.first_ts, p.pid, p.request_bytes, p.request_body);
+            self.session(id, outside, |place, _, _| *place = Some(Box::new(session)));
+        }
+        recycle(&mut self.spare, pending);
     }
 
     fn end(&mut self, id: u64, ts: u64, message: Message, outside: &mut impl Outside) {
@@ -366,6 +456,11 @@ impl Connections {
         };
         let answered = pending.response.is_some();
         let response = pending.response.take().unwrap_or_default();
+        let api = if response.websocket {
+            Api::WebSocket
+        } else {
+            grpc::api(&request.path, request.media_type.as_deref(), response.media_type.as_deref())
+        };
         let exchange = Exchange {
             ts: pending.first_ts + self.epoch,
             duration_ns: pending.last_ts.saturating_sub(pending.first_ts),
@@ -397,13 +492,26 @@ impl Connections {
             peer: None,
             pid: if pending.pid == 0 { connection.pid } else { pending.pid },
             exe: connection.identity.exe.clone(),
-            grpc_status: None,
+            grpc_status: response.grpc_status,
             trace: request.trace,
             user_agent: request.user_agent,
             response_type: response.media_type,
             marks: request.marks.with(response.marks),
+            api,
+            stream_error: None,
+            messages: None,
         };
         recycle(&mut self.spare, pending);
+        self.deliver(exchange, answered, outside);
+    }
+
+    /// Hands out an exchange, unless the other end of its connection may know better how it ended.
+    fn deliver(&mut self, exchange: Exchange, answered: bool, outside: &mut impl Outside) {
+        let (side, end) = (exchange.side, exchange.end);
+        if exchange.protocol == Protocol::Http2 {
+            // Streams say themselves how they end.
+            return outside.exchange(exchange);
+        }
         if !self.held.is_empty() && side == Side::Server {
             self.settle(&exchange, outside);
         }
@@ -432,6 +540,13 @@ impl Connections {
         let Some(connection) = self.table.get_mut(&id) else { return };
         let peer = connection.peer_sock;
         self.unix.remove(&connection.sock);
+        if connection.http2.is_some() {
+            self.session(id, outside, |session, around, out| {
+                if let Some(session) = session {
+                    session.close(closed.as_ref(), ts, around, out);
+                }
+            });
+        }
         let mut first = true;
         while let Some(connection) = self.table.get_mut(&id) {
             let Some(pending) = connection.pending.front_mut() else { break };
@@ -498,6 +613,19 @@ impl Connections {
                 outside.exchange(exchange);
             }
         }
+        let answered: Vec<u64> = self
+            .table
+            .iter()
+            .filter(|(_, c)| c.http2.as_ref().is_some_and(|s| s.waits(now)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in answered {
+            self.session(id, outside, |session, around, out| {
+                if let Some(session) = session {
+                    session.sweep(now, around, out);
+                }
+            });
+        }
         let over: Vec<u64> = self
             .table
             .iter()
@@ -516,6 +644,16 @@ impl Connections {
         for (_, exchange) in std::mem::take(&mut self.held) {
             outside.exchange(exchange);
         }
+    }
+
+    /// Streams of HTTP/2 that are open.
+    pub fn open_streams(&self) -> usize {
+        self.streams
+    }
+
+    /// Memory of all HTTP/2 sessions, about, bytes.
+    pub fn session_memory(&self) -> usize {
+        self.table.values().filter_map(|c| c.http2.as_ref()).map(|s| s.memory()).sum()
     }
 
     /// Requests that are not answered yet. They are not reported at the agent's end: they are not over.

@@ -32,6 +32,8 @@ pub enum What<'a> {
     Head(Head<'a>),
     /// A message ended.
     End(Message),
+    /// Frames of HTTP/2.
+    Frames(Frames<'a>),
     /// The connection is over.
     Close(Closed),
     /// The head under way in a direction was none.
@@ -98,6 +100,27 @@ pub struct Head<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Frames of HTTP/2, as far as the kernel side passes them on (see `agent-ebpf/src/http2.rs`).
+#[derive(Debug, Clone, Copy)]
+pub struct Frames<'a> {
+    /// Sent by this end, else received.
+    pub sent: bool,
+    /// Number of the record in its direction, without gaps.
+    pub index: u32,
+    /// The record begins with a frame; else inside of a payload.
+    pub boundary: bool,
+    /// Bytes of that payload that are still to come, those of this record included.
+    pub remaining: u64,
+    /// The preface of the client came just before.
+    pub preface: bool,
+    /// Bytes were missed before.
+    pub lost: bool,
+    /// First byte of the first frame, monotonic ns.
+    pub first_ts: u64,
+    /// The frames.
+    pub bytes: &'a [u8],
+}
+
 /// What was under way when a connection ended: [0] received, [1] sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Closed {
@@ -115,6 +138,8 @@ pub struct Closed {
     pub unfinished: [bool; 2],
     /// Responses that the kernel side saw.
     pub responses: u32,
+    /// HTTP/2: records of each direction; `bytes` and `body` are stream and bytes of the DATA frame under way.
+    pub records: [u32; 2],
 }
 
 /// A record that cannot be read.
@@ -167,8 +192,19 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
                 until_close: close.until_close.map(|b| b != 0),
                 unfinished: close.unfinished.map(|b| b != 0),
                 responses: close.responses,
+                records: [close.requests, close.responses],
             })
         }
+        Kind::FRAMES => What::Frames(Frames {
+            sent: message.sent,
+            index: record.index,
+            boundary: flag(Flag::FIRST),
+            remaining: record.body,
+            preface: flag(Flag::PREFACE),
+            lost: message.lost,
+            first_ts: record.first_ts,
+            bytes: data,
+        }),
         Kind::ABORT => What::Abort { sent: message.sent },
         Kind::EOF => What::Eof,
         other => return Err(BadRecord::Kind(other)),

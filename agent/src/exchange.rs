@@ -78,6 +78,32 @@ pub struct Exchange {
     pub response_type: Option<Box<str>>,
     /// What the heads said beside that.
     pub marks: Marks,
+    /// What kind of API it belongs to.
+    pub api: Api,
+    /// HTTP/2: the code of what ended the stream early (RFC 9113 section 7).
+    pub stream_error: Option<u32>,
+    /// gRPC: messages of the request and of the answer, where they were counted to the last.
+    pub messages: Option<[u64; 2]>,
+}
+
+/// Kind of API, by path and media types: no body is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Api {
+    /// None of the others.
+    #[default]
+    Http,
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// gRPC-Web.
+    GrpcWeb,
+    /// JSON-RPC over HTTP.
+    JsonRpc,
+    /// GraphQL over HTTP.
+    GraphQl,
+    /// Server-sent events.
+    EventStream,
+    /// WebSocket (RFC 6455, RFC 8441).
+    WebSocket,
 }
 
 /// Things that a head may say and detectors ask for: a set of the constants.
@@ -296,6 +322,10 @@ names!(Auth {
     None => "none", Basic => "basic", Bearer => "bearer", ApiKey => "apikey", Cookie => "cookie",
     Digest => "digest", Negotiate => "negotiate", Mtls => "mtls", Other => "other",
 });
+names!(Api {
+    Http => "http", Grpc => "grpc", GrpcWeb => "grpc-web", JsonRpc => "json-rpc", GraphQl => "graphql",
+    EventStream => "event-stream", WebSocket => "websocket",
+});
 names!(PathForm { Template => "template", Hmac => "hmac", Raw => "raw" });
 
 impl Method {
@@ -420,6 +450,9 @@ impl Default for Exchange {
             user_agent: None,
             response_type: None,
             marks: Marks::default(),
+            api: Api::Http,
+            stream_error: None,
+            messages: None,
         }
     }
 }
@@ -495,6 +528,16 @@ impl Exchange {
         if self.marks != Marks::default() {
             object.list("marks", self.marks.names());
         }
+        if self.api != Api::Http {
+            object.plain("api", self.api.name());
+        }
+        if let Some(code) = self.stream_error {
+            object.number("stream_error", u64::from(code));
+        }
+        if let Some([request, response]) = self.messages {
+            object.number("request_messages", request);
+            object.number("response_messages", response);
+        }
         object.out.extend_from_slice(b"}\n");
     }
 
@@ -562,6 +605,11 @@ struct Line<'a> {
     response_type: Option<Box<str>>,
     #[serde(default, borrow)]
     marks: Vec<std::borrow::Cow<'a, str>>,
+    #[serde(default, borrow)]
+    api: std::borrow::Cow<'a, str>,
+    stream_error: Option<u32>,
+    request_messages: Option<u64>,
+    response_messages: Option<u64>,
 }
 
 impl From<Line<'_>> for Exchange {
@@ -599,6 +647,9 @@ impl From<Line<'_>> for Exchange {
             user_agent: line.user_agent,
             response_type: line.response_type,
             marks: Marks::from_names(line.marks.iter().map(|n| &**n)),
+            api: Api::from_name(&line.api).unwrap_or_default(),
+            stream_error: line.stream_error,
+            messages: line.request_messages.zip(line.response_messages).map(|(a, b)| [a, b]),
         }
     }
 }

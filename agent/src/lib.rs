@@ -41,4 +41,5 @@ pub mod route;
 pub mod scrape;
 pub mod simulate;
 pub mod stats;
+pub mod stream;
 pub mod table;

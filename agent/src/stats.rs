@@ -42,6 +42,8 @@ counters! {
         BadRecord => "bad_record",
         /// The user-side connection table was full.
         ConnectionsFull => "connections_full",
+        /// HTTP/2 streams whose frames did not fit into the ring.
+        Streams => "http2_streams",
         /// The recording (`--exchanges`) could not keep up.
         Recording => "recording",
     }
@@ -60,8 +62,8 @@ counters! {
         Syscall => "unknown_syscall",
         /// TLS whose plaintext was not read.
         Tls => "tls",
-        /// HTTP/2 in plaintext.
-        Http2 => "http2",
+        /// HTTP/2 exchanges with fields that are older than the agent, or came with records that were lost.
+        HeaderTable => "header_table",
         /// A response whose request was sent before the agent came.
         JoinedLate => "joined_late",
         /// Connections that do not speak HTTP.

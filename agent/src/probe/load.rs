@@ -170,7 +170,6 @@ impl Kernel {
             (Unread::NotHttp, of(Count::NOT_HTTP)),
             (Unread::JoinedLate, of(Count::JOINED_LATE)),
             (Unread::Tls, of(Count::TLS)),
-            (Unread::Http2, of(Count::HTTP2)),
             (Unread::DeepPipeline, of(Count::PIPELINE_FULL)),
         ] {
             stats.set_unread(reason, total);

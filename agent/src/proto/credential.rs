@@ -132,6 +132,36 @@ pub struct Credential {
     pub principal: Option<Box<str>>,
 }
 
+/// What one field or a query says of who asks: to be kept in place of the credential, and merged with
+/// the others of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    rank: u8,
+    auth: Auth,
+    principal: Option<u64>,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self { rank: 0, auth: Auth::None, principal: None }
+    }
+}
+
+impl Found {
+    /// Takes the other where it names its holder better.
+    pub fn merge(&mut self, other: &Self) {
+        if other.rank > self.rank || self.auth == Auth::None {
+            *self = *other;
+        }
+    }
+
+    /// What the credentials say in all.
+    #[must_use]
+    pub fn credential(self) -> Credential {
+        Credential { auth: self.auth, principal: self.principal.map(|p| format!("{p:016x}").into()) }
+    }
+}
+
 /// What of an `X-` or JWT payload names the holder.
 #[derive(Deserialize)]
 struct Claims<'a> {
@@ -175,6 +205,14 @@ impl Principals {
             _ => read_or_make(file)?,
         };
         Self::new(&key, headers, query)
+    }
+
+    /// May a field of this (lower-case) name carry a credential?
+    #[must_use]
+    pub fn is_credential(&self, name: &[u8]) -> bool {
+        matches!(name, b"authorization" | b"cookie" | b"x-forwarded-client-cert")
+            || API_KEY_HEADERS.iter().any(|n| n.as_bytes() == name)
+            || self.headers.iter().any(|h| h.as_bytes() == name)
     }
 
     /// Reads the credentials of one request.
@@ -252,7 +290,13 @@ impl Reader<'_> {
     /// What the credentials say in all.
     #[must_use]
     pub fn finish(self) -> Credential {
-        Credential { auth: self.auth, principal: self.principal.map(|p| format!("{p:016x}").into()) }
+        self.found().credential()
+    }
+
+    /// As [`Reader::finish`], to be merged.
+    #[must_use]
+    pub fn found(self) -> Found {
+        Found { rank: self.rank, auth: self.auth, principal: self.principal }
     }
 
     fn is_key(&self, names: &[&str], name: &[u8]) -> bool {

@@ -8,6 +8,9 @@ use crate::exchange::{Auth, MAX_QUERY_KEYS, MAX_USER_AGENT, Marks, Method, Proto
 /// Longest name of a query parameter that is kept, in bytes.
 const MAX_QUERY_KEY: usize = 64;
 
+/// Longest media type that is kept, in bytes.
+const MAX_MEDIA_TYPE: usize = 64;
+
 /// What is taken from the head of a request.
 #[derive(Debug, PartialEq)]
 pub struct Request {
@@ -29,6 +32,8 @@ pub struct Request {
     pub trace: Option<TraceContext>,
     /// `User-Agent`, cut.
     pub user_agent: Option<Box<str>>,
+    /// Media type without parameters, lower case.
+    pub media_type: Option<Box<str>>,
 }
 
 /// What is taken from the head of a response.
@@ -40,6 +45,10 @@ pub struct Response {
     pub media_type: Option<Box<str>>,
     /// `Upgrade: websocket`.
     pub websocket: bool,
+    /// `Upgrade: h2c` (RFC 7540 section 3.2).
+    pub h2c: bool,
+    /// `grpc-status`: gRPC-Web where there is no message.
+    pub grpc_status: Option<u32>,
     /// What else detectors ask for.
     pub marks: Marks,
 }
@@ -77,6 +86,7 @@ pub fn request_of(head: &[u8], principals: &Principals) -> Option<Request> {
         marks: Marks::default(),
         trace: None,
         user_agent: None,
+        media_type: None,
     };
     let mut credentials = principals.reader();
     if !query.is_empty() {
@@ -101,6 +111,7 @@ fn field(request: &mut Request, name: &[u8], value: &[u8]) {
             let end = value.len().min(MAX_USER_AGENT);
             request.user_agent = Some(String::from_utf8_lossy(&value[..end]).into());
         }
+        (12, b'c') if is(b"content-type") => request.media_type = media_type(value).map(Into::into),
         (22, b'x') if is(b"x-http-method-override") => request.marks.insert(Marks::METHOD_OVERRIDE),
         (17, b'x') if is(b"x-method-override") => request.marks.insert(Marks::METHOD_OVERRIDE),
         (13, b'x') if is(b"x-http-method") => request.marks.insert(Marks::METHOD_OVERRIDE),
@@ -121,12 +132,14 @@ pub fn response(head: &[u8]) -> Option<Response> {
     for (name, value) in Fields(fields) {
         match (name.len(), name[0] | 0x20) {
             (12, b'c') if name.eq_ignore_ascii_case(b"content-type") => {
-                let end = memchr::memchr(b';', value).unwrap_or(value.len());
-                let media = value[..end].trim_ascii().to_ascii_lowercase();
-                response.media_type = String::from_utf8(media).ok().filter(|m| m.len() <= 64).map(Into::into);
+                response.media_type = media_type(value).map(Into::into);
             }
             (7, b'u') if name.eq_ignore_ascii_case(b"upgrade") => {
                 response.websocket = value.eq_ignore_ascii_case(b"websocket");
+                response.h2c = value.eq_ignore_ascii_case(b"h2c");
+            }
+            (11, b'g') if name.eq_ignore_ascii_case(b"grpc-status") => {
+                response.grpc_status = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
             }
             (16, b'w') if name.eq_ignore_ascii_case(b"www-authenticate") => response.marks.insert(Marks::CHALLENGE),
             (11, b'd') if name.eq_ignore_ascii_case(b"deprecation") => response.marks.insert(Marks::DEPRECATED),
@@ -165,7 +178,7 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// Path and query of a request target (RFC 9112 section 3.2), the fragment left out.
-fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
     let end = memchr::memchr(b'#', target).unwrap_or(target.len());
     let mut rest = &target[..end];
     if !rest.starts_with(b"/")
@@ -187,7 +200,7 @@ fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A path as text: bytes that are not UTF-8 are percent-encoded.
-fn text(path: &[u8]) -> Box<str> {
+pub(super) fn text(path: &[u8]) -> Box<str> {
     if let Ok(text) = std::str::from_utf8(path) {
         return text.into();
     }
@@ -201,7 +214,7 @@ fn text(path: &[u8]) -> Box<str> {
     out.into()
 }
 
-fn query_keys(query: &[u8]) -> Vec<Box<str>> {
+pub(super) fn query_keys(query: &[u8]) -> Vec<Box<str>> {
     if query.is_empty() {
         return Vec::new();
     }
@@ -215,7 +228,7 @@ fn query_keys(query: &[u8]) -> Vec<Box<str>> {
 }
 
 /// Hands out the parameters; only their names are kept elsewhere.
-fn query_credentials(query: &[u8], credentials: &mut Reader<'_>) {
+pub(super) fn query_credentials(query: &[u8], credentials: &mut Reader<'_>) {
     for pair in query.split(|&b| b == b'&').take(4 * MAX_QUERY_KEYS) {
         if let Some(at) = memchr::memchr(b'=', pair) {
             credentials.query(&pair[..at], &pair[at + 1..]);
@@ -223,8 +236,14 @@ fn query_credentials(query: &[u8], credentials: &mut Reader<'_>) {
     }
 }
 
+/// A media type without its parameters, lower case.
+pub(super) fn media_type(value: &[u8]) -> Option<String> {
+    let end = memchr::memchr(b';', value).unwrap_or(value.len());
+    String::from_utf8(value[..end].trim_ascii().to_ascii_lowercase()).ok().filter(|m| m.len() <= MAX_MEDIA_TYPE)
+}
+
 /// A `traceparent` value (W3C Trace Context, version 00 and compatible ones).
-fn traceparent(value: &[u8]) -> Option<TraceContext> {
+pub(super) fn traceparent(value: &[u8]) -> Option<TraceContext> {
     let value = std::str::from_utf8(value).ok()?;
     let mut parts = value.split('-');
     let version = parts.next().filter(|v| v.len() == 2 && *v != "ff")?;

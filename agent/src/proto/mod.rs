@@ -2,4 +2,8 @@
 //! out. **Invariant**: credentials, cookies, query values and bodies end here.
 
 pub mod credential;
+pub mod grpc;
+pub mod hpack;
 pub mod http1;
+pub mod http2;
+mod huffman;

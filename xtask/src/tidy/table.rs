@@ -38,8 +38,8 @@ pub const MODULES: [Module; 27] = [
     // Bytes to exchanges.
     module("probe", &["event"]),
     module("event", &[]),
-    module("stream", &["event"]),
-    module("proto", &["stream"]),
+    module("proto", &[]),
+    module("stream", &["event", "proto"]),
     module("conn", &["event", "stream", "proto", "identity"]),
     module("identity", &[]),
     module("kubernetes", &["identity"]),
