@@ -108,7 +108,8 @@ pub fn frames(work: &mut Work, connection: &mut Connection, direction: usize, fl
     record.body = work.line;
     let len = if work.filled > DATA_LIMIT as u64 { DATA_LIMIT as u64 } else { work.filled };
     record.len = len as u32;
-    output((&raw const work.record).cast(), size_of::<Record>() as u64 + len)
+    let data = (&raw const work.record).cast();
+    output(work, data, size_of::<Record>() as u64 + len)
 }
 
 /// A record without data, about the direction of this run.

@@ -156,23 +156,25 @@ pub struct Context {
 /// they came through, and whatever kind of map `connection` lives in.
 #[inline(always)]
 pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
+    set(&raw mut work.other, other::NONE);
+    if connection.state & HTTP2 == 0 && whole::feed(work, connection, direction) {
+        return;
+    }
+    // HTTP/2 passes through here for a single step: another way around the loop would double what the
+    // verifier has to look at.
     let mut context = Context { connection, direction };
-    // SAFETY: the address of the argument, which outlives this run.
+    // SAFETY: the callback gets the address of a local that outlives the call.
+    let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
+    // SAFETY: the callback has ended, and with it the other use of the connection.
     let connection = unsafe { &mut *context.connection };
+    if steps >= i64::from(STEPS) {
+        emit::count(Count::STEPS);
+        lose(work, connection);
+    }
+    flush(work, connection);
     if connection.state & HTTP2 == 0 {
-        if whole::feed(work, connection, direction) {
-            return;
-        }
-        set(&raw mut work.other, other::NONE);
-        // SAFETY: the callback gets the address of a local that outlives the call.
-        let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
-        if steps >= i64::from(STEPS) {
-            emit::count(Count::STEPS);
-            lose(work, connection);
-        }
-        flush(work, connection);
         match get(&raw const work.other) {
-            other::NONE => {}
+            other::NONE => return,
             other::PREFACE => http2::preface(work, connection),
             _ => {
                 if !http2::join(work, connection) {
@@ -200,7 +202,7 @@ pub unsafe extern "C" fn step(_step: u32, context: *mut Context) -> i64 {
 /// As [`step`]; true to go on.
 #[inline(always)]
 fn one(work: &mut Work, connection: &mut Connection, context: *mut Context) -> bool {
-    if work.left == 0 {
+    if work.left == 0 || connection.state & HTTP2 != 0 {
         return false;
     }
     if work.skip != 0 && work.readable != 0 {
