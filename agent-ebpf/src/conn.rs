@@ -1,6 +1,11 @@
 //! Connection state, kept in the socket itself.
+//!
+//! What is decided once for a connection is logged (`apiscope -vv run`). Without that the level is 0, the verifier
+//! knows it, and the lines are not in the program at all; on the way of messages nothing is logged ever.
 
 use agent_ebpf::{Count, Flag, Kind};
+use aya_log_ebpf::debug;
+
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     helpers::{bpf_get_smp_processor_id, generated},
@@ -56,6 +61,7 @@ fn new(sock: u64) -> Option<*mut Connection> {
     };
     if made.is_null() {
         emit::count(Count::NO_STATE);
+        debug!((), "no state for a connection: the kernel has no memory for it");
         return None;
     }
     let connection = made.cast::<Connection>();
@@ -93,11 +99,18 @@ pub fn is_wanted(pid: u32, sock: u64, connection: &mut Connection) -> bool {
         return true;
     }
     connection.generation = generation;
-    if pid == setting!(own_pid) || EXCLUDED_PIDS.get_ptr(&pid).is_some() {
+    if pid == setting!(own_pid) {
         return false;
     }
     let (local, remote) = kernel::ports(sock);
-    EXCLUDED_PORTS.get_ptr(&local).is_none() && EXCLUDED_PORTS.get_ptr(&remote).is_none()
+    if EXCLUDED_PIDS.get_ptr(&pid).is_some()
+        || EXCLUDED_PORTS.get_ptr(&local).is_some()
+        || EXCLUDED_PORTS.get_ptr(&remote).is_some()
+    {
+        debug!((), "left out: a connection of process {}, ports {} and {}", pid, local, remote);
+        return false;
+    }
+    true
 }
 
 /// The first head shows which end this is. False when that side is not wanted.

@@ -122,6 +122,8 @@ pub const RESET: u8 = 16;
 pub const SYNCED: u8 = 32;
 /// It speaks HTTP/2.
 pub const HTTP2: u8 = 64;
+/// Bytes went over it unread: how many messages those were is not known.
+pub const UNSURE: u8 = 128;
 
 /// One direction of a connection.
 #[repr(C)]

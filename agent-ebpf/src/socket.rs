@@ -15,9 +15,10 @@ use crate::{
     body, conn, emit,
     http1::{self, mode},
     kernel::{self, Buffer},
-    maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, WORK, Work},
+    maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, UNSURE, WORK, Work},
 };
 
+const MSG_OOB: i32 = 1;
 const MSG_PEEK: i32 = 2;
 const MSG_TRUNC: i32 = 0x20;
 const MSG_ERRQUEUE: i32 = 0x2000;
@@ -36,7 +37,8 @@ pub fn sock_send(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv(ctx: BtfTracePointContext) -> i32 {
     let (sock, ret, flags): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
-    if flags & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
+    // An urgent byte is no part of the stream.
+    if flags & (MSG_OOB | MSG_PEEK | MSG_ERRQUEUE) != 0 {
         return 0;
     }
     if ret > 0 {
@@ -100,9 +102,13 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
                     work.readable = 0;
                 }
             }
-            Buffer::None => work.readable = 0,
+            Buffer::None => {
+                unseen_start(connection, direction);
+                work.readable = 0;
+            }
             Buffer::Uring => {
                 emit::count(Count::IO_URING);
+                connection.state |= UNSURE;
                 work.readable = 0;
             }
             Buffer::Compat => {
@@ -117,10 +123,12 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
             }
             Buffer::Other => {
                 emit::count(Count::SYSCALL);
+                connection.state |= UNSURE;
                 work.readable = 0;
             }
         }
     } else {
+        unseen_start(connection, direction);
         work.readable = 0;
     }
     let d = &mut connection.directions[usize::from(direction != 0)];
@@ -132,6 +140,15 @@ fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, 
     d.last_ts = now;
     if direction == 0 && d.mode != mode::START {
         d.sequence = kernel::copied_sequence(sock);
+    }
+}
+
+/// A call without a buffer moved bytes: a message that begins with them cannot be seen.
+#[inline(always)]
+fn unseen_start(connection: &mut Connection, direction: u64) {
+    if connection.directions[usize::from(direction != 0)].mode == mode::START {
+        emit::count(Count::SYSCALL);
+        connection.state |= UNSURE;
     }
 }
 
@@ -230,7 +247,8 @@ fn finish(sock: u64, connection: &mut Connection, reset: bool, both: bool) {
         return;
     }
     connection.state |= CLOSED;
-    if connection.state & OPENED == 0 || connection.state & QUIET != 0 {
+    // One that became quiet later is still in the agent's table.
+    if connection.state & OPENED == 0 {
         return;
     }
     let Some(work) = WORK.get_ptr_mut(2) else { return };

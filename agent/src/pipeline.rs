@@ -359,6 +359,7 @@ impl Capture {
 
     fn housekeeping(&mut self) {
         self.inner.stats.beat();
+        self.kernel.log();
         self.kernel.report(&self.inner.stats);
         let stats = &self.inner.stats;
         stats.connections.store(self.connections.len() as u64, Ordering::Relaxed);

@@ -58,7 +58,8 @@ counters! {
         Compat => "compat_32bit",
         /// A kernel thread.
         Kernel => "kernel_thread",
-        /// A system call whose buffer is not understood (`sendmmsg` with several messages and the like).
+        /// A system call whose buffer is not understood (`sendmmsg` with several messages and the like), or that has
+        /// none where a message begins (`splice` of whole messages).
         Syscall => "unknown_syscall",
         /// TLS whose plaintext was not read.
         Tls => "tls",

@@ -476,25 +476,8 @@ def spliced_whole():
         note(rq, rs, side="server")
 
 
-def spliced_answers_between():
-    """The client's end cannot read the head of a spliced answer: later ones must not take its place."""
-    a, c = pair()
-    say(tcp(a))
-    r, w = os.pipe()
-    for i in range(6):
-        rq, rs = request(i), response(b"s" * (100 + i), 200)
-        c.sendall(rq)
-        exactly(a, len(rq))
-        a.sendall(rs)
-        if i in (1, 2):
-            splice_all(c.fileno(), w, len(rs))
-        else:
-            exactly(c, len(rs))
-        note(rq, rs, side="server" if i in (1, 2) else "both")
-
-
 def several_messages_between():
-    """As above, with requests that the client's end cannot read."""
+    """Requests that the client's end cannot read, between others."""
     a, c = pair()
     say(tcp(a))
     for i in range(6):

@@ -82,6 +82,12 @@ fn sendmmsg_of_several_messages() {
     uncovered("several_messages", "unknown_syscall", 3);
 }
 
+/// Requests or answers that one end could not read must not shift what it reads before and after.
+#[test]
+fn several_messages_between_plain_ones() {
+    uncovered("several_messages_between", "unknown_syscall", 3);
+}
+
 #[test]
 fn recvmmsg_of_several_messages() {
     uncovered("receive_several", "unknown_syscall", 3);
@@ -90,9 +96,18 @@ fn recvmmsg_of_several_messages() {
 /// The far ends of a relay that splices whole messages are read; the relay itself never has them in memory.
 #[test]
 fn a_relay_that_splices_heads_too() {
+    let before = unread("unknown_syscall");
     let (address, server, _) = played("spliced_whole");
     Agent::shared().expect_side(&address, Side::Server, &server);
     Agent::shared().expect_side(&address, Side::Client, &[]);
+    assert!(unread("unknown_syscall") >= before + 6, "six sends whose heads were not seen");
+}
+
+/// The receiver takes an urgent byte apart from the stream.
+#[test]
+fn an_urgent_byte_between_messages() {
+    let (address, server, _) = played("urgent_between");
+    Agent::shared().expect_side(&address, Side::Server, &server);
 }
 
 const REQUEST: &[u8] = b"GET /thirty-two HTTP/1.1\r\nHost: t\r\n\r\n";

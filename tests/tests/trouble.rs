@@ -157,6 +157,36 @@ fn a_disk_that_is_full() {
     }
 }
 
+/// `-vv` shows what the eBPF programs decide about a connection.
+#[test]
+fn the_programs_log_when_asked() {
+    let folder = Folder::new("log");
+    let socket = folder.at("s");
+    let mut agent = Command::new(apiscope_tests::agent::binary())
+        .args(["-vv", "run", "--quiet", "--socket", &socket, "--exclude-pid", &std::process::id().to_string()])
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let end = Instant::now() + Duration::from_secs(30);
+    while apiscope::local::snapshot(Path::new(&socket)).is_err() {
+        assert!(Instant::now() < end, "it does not come up");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    play("127.0.0.1:0", &[Step::client("GET /log HTTP/1.1\r\n\r\n")]);
+    std::thread::sleep(Duration::from_secs(1));
+    let pid = libc::pid_t::try_from(agent.id()).expect("a pid");
+    // SAFETY: signals our own child.
+    unsafe { libc::kill(pid, libc::SIGINT) };
+    let mut text = String::new();
+    agent.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
+    assert!(agent.wait().expect("a child").success());
+    let line = format!("left out: a connection of process {}", std::process::id());
+    assert!(text.contains(&line), "{text}");
+}
+
 /// A mistyped `--socket` must not cost a file.
 #[test]
 fn a_socket_path_that_is_a_file() {

@@ -9,6 +9,7 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::BtfTracePoint,
 };
+use aya_log::EbpfLogger;
 
 use super::{btf::Btf, ring::Reader};
 use crate::stats::{Loss, Stats, Unread};
@@ -23,6 +24,11 @@ const SOCKET_DOOR: [(&str, &str); 4] = [
     ("tcp_state", "inet_sock_set_state"),
     ("tcp_destroy", "tcp_destroy_sock"),
 ];
+
+/// `aya_log_ebpf`'s level of debug lines; 0 takes all lines out of the programs.
+const LOG_DEBUG: u8 = 4;
+/// Ring of the programs' log lines, while they log.
+const LOG_BYTES: u32 = 128 << 10;
 
 /// What the agent wants of the kernel side.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +51,8 @@ pub struct Kernel {
     counts: PerCpuArray<MapData, u64>,
     generation: u32,
     programs: Vec<String>,
+    /// Log lines of the programs, at debug level only.
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
 /// Finds the offsets that the programs need.
@@ -116,8 +124,12 @@ impl Kernel {
         let settings = settings(&types, wanted)?;
         drop(types);
         let btf = KernelBtf::from_sys_fs().context("failed to read the kernel's types")?;
+        let logs = log::log_enabled!(target: "apiscope", log::Level::Debug);
+        let level: u8 = if logs { LOG_DEBUG } else { 0 };
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
+            .override_global("AYA_LOG_LEVEL", &level, true)
+            .map_max_entries("AYA_LOGS", if logs { LOG_BYTES } else { 4096 })
             .override_global("SETTINGS", &settings, true)
             .map_max_entries("RECORDS", wanted.ring_bytes)
             .load(OBJECT)
@@ -134,8 +146,12 @@ impl Kernel {
             ebpf,
             generation: 1,
             programs: Vec::new(),
+            logger: None,
         };
         kernel.rules.set(0, 1, 0)?;
+        if logs {
+            kernel.logger = Some(EbpfLogger::init(&mut kernel.ebpf).context("failed to read the programs' log lines")?);
+        }
         for (program, tracepoint) in SOCKET_DOOR {
             let p: &mut BtfTracePoint =
                 kernel.ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
@@ -148,6 +164,13 @@ impl Kernel {
             p.attach().with_context(|| format!("failed to attach {program}"))?;
         }
         Ok((kernel, Reader::new(ring)))
+    }
+
+    /// Hands the programs' log lines to the logger.
+    pub fn log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
     }
 
     /// Takes the kernel side's counters over into the agent's.
