@@ -16,8 +16,8 @@ use crate::{
     http1::{self, mode},
     http2, kernel,
     maps::{
-        CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, HTTP2, NEXT, QUIET, RULES, SERVER, Work,
-        setting,
+        CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, HTTP2, NEXT, QUIET, RULES, SERVER,
+        UNSURE, Work, setting,
     },
 };
 
@@ -120,6 +120,23 @@ pub fn set_role(connection: &mut Connection, direction: u64, response: bool) -> 
     let role = if (direction == 0) == response { CLIENT } else { SERVER };
     connection.role = role;
     setting!(sides) & u32::from(role) != 0
+}
+
+/// Messages went by unread, so that the two directions may number them differently. A request is about to begin:
+/// its answer will have its number, unless answers to earlier ones are still to come (pipelining, which nobody
+/// does over calls that are not read).
+#[inline(never)]
+pub fn realign(connection: &mut Connection, direction: usize) {
+    let [received, sent] = [connection.directions[0].index, connection.directions[1].index];
+    let (asking, answering) = if direction == 0 { (received, sent) } else { (sent, received) };
+    if connection.directions[(direction & 1) ^ 1].mode != mode::START {
+        return;
+    }
+    let next = if asking > answering { asking } else { answering };
+    connection.directions[0].index = next;
+    connection.directions[1].index = next;
+    connection.requests = next;
+    connection.state &= !UNSURE;
 }
 
 /// A direction carries no more bytes: a body that lasts until then is whole.

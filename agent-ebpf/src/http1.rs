@@ -677,7 +677,7 @@ pub fn finish_head(work: &mut Work, connection: &mut Connection) {
         return;
     }
     if connection.state & UNSURE != 0 && !response {
-        realign(connection, direction);
+        conn::realign(connection, direction);
     }
     let requests = connection.requests;
     let d = &mut connection.directions[direction];
@@ -774,23 +774,6 @@ pub fn finish_head(work: &mut Work, connection: &mut Connection) {
         d.mode = mode::START;
     }
     work.filled = 0;
-}
-
-/// Messages went by unread, so that the two directions may number them differently. A request is about to begin:
-/// its answer will have its number, unless answers to earlier ones are still to come (pipelining, which nobody
-/// does over calls that are not read).
-#[inline(never)]
-fn realign(connection: &mut Connection, direction: usize) {
-    let [received, sent] = [connection.directions[0].index, connection.directions[1].index];
-    let (asking, answering) = if direction == 0 { (received, sent) } else { (sent, received) };
-    if connection.directions[(direction & 1) ^ 1].mode != mode::START {
-        return;
-    }
-    let next = if asking > answering { asking } else { answering };
-    connection.directions[0].index = next;
-    connection.directions[1].index = next;
-    connection.requests = next;
-    connection.state &= !UNSURE;
 }
 
 /// Passes on what is in `data`; true when it (or a part of the head before) was dropped.
