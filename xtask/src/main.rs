@@ -11,6 +11,7 @@ mod demo;
 mod deny;
 mod ebpf;
 mod helm;
+mod image;
 mod place;
 mod root;
 mod run;
@@ -45,6 +46,10 @@ enum Command {
     Deny,
     /// Check the chart: documentation, schema, lint, templates, manifests.
     Helm(helm::Options),
+    /// A container image (OCI layout in a tar archive) with its bill of materials, without a container engine.
+    Image(image::Options),
+    /// A Debian package.
+    Deb(image::Options),
     /// Measure what the agent costs.
     Bench(bench::Options),
 }
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Deny => deny::run(),
         Command::Helm(options) => helm::run(&options),
+        Command::Image(options) => image::image(&options),
+        Command::Deb(options) => image::deb(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {

@@ -1,0 +1,174 @@
+//! `cargo xtask image`: a container image without a container engine. `cargo xtask deb`: a Debian package.
+//!
+//! Both carry one static program (its C library linked in), so neither needs anything of the machine that it
+//! comes to. The image is that program, the certificates of the public authorities, and a user database; no
+//! shell, no package manager. Its time is the commit's: the same commit gives the same bytes.
+
+mod archive;
+mod deb;
+mod oci;
+mod sbom;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use self::archive::Entry;
+use crate::{place, setup, sources::sha256, step};
+
+/// Largest image, bytes, as it is pulled and as it is kept.
+const MOST: usize = 40 << 20;
+/// Where Debian and its kin keep the certificates of public authorities.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Targets that can be built, with their names in images and packages.
+const TARGETS: [(&str, &str); 2] = [("x86_64-unknown-linux-gnu", "amd64"), ("aarch64-unknown-linux-gnu", "arm64")];
+
+/// What to make.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Architecture: amd64 or arm64 (needs that target's standard library and linker).
+    #[arg(long, default_value = "amd64", value_parser = ["amd64", "arm64"])]
+    arch: String,
+    /// Name and tag of the image.
+    #[arg(long, default_value = concat!("ghcr.io/apiscope/apiscope:", env!("CARGO_PKG_VERSION")))]
+    name: String,
+    /// Folder for what is made [default: target/dist].
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+/// Makes the image.
+///
+/// # Errors
+/// The build fails, or the image is too large.
+pub fn image(options: &Options) -> Result<()> {
+    let program = Program::build(&options.arch)?;
+    let sbom = program.sbom()?;
+    let mut files = vec![
+        Entry::folder("etc/"),
+        Entry::file("etc/group", 0o644, "root:x:0:\nnogroup:x:65534:\n"),
+        Entry::file("etc/nsswitch.conf", 0o644, "hosts: files dns\n"),
+        Entry::file(
+            "etc/passwd",
+            0o644,
+            "root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n",
+        ),
+    ];
+    match fs::read(AUTHORITIES) {
+        Ok(pem) => {
+            files.extend(["etc/ssl/", "etc/ssl/certs/"].map(Entry::folder));
+            files.push(Entry::file("etc/ssl/certs/ca-certificates.crt", 0o644, pem));
+        }
+        Err(e) => eprintln!("  note: {AUTHORITIES}: {e}: the image trusts only authorities that are mounted"),
+    }
+    files.extend(["run/", "usr/", "usr/bin/"].map(Entry::folder));
+    files.push(Entry::file("usr/bin/apiscope", 0o755, program.bytes.clone()));
+    files.extend(["usr/share/", "usr/share/doc/", "usr/share/doc/apiscope/"].map(Entry::folder));
+    files.push(Entry::file("usr/share/doc/apiscope/LICENSE", 0o644, fs::read(place::root().join("LICENSE"))?));
+    files.push(Entry::file("usr/share/doc/apiscope/sbom.cdx.json", 0o644, serde_json::to_vec_pretty(&sbom)?));
+    let built = oci::build(&oci::Image {
+        name: &options.name,
+        architecture: &options.arch,
+        version: env!("CARGO_PKG_VERSION"),
+        revision: &program.revision,
+        time: (program.time, &program.date),
+        files: &files,
+        sbom: &sbom,
+    })?;
+    let file = folder(options)?.join(format!("apiscope-{}-{}.oci.tar", env!("CARGO_PKG_VERSION"), options.arch));
+    fs::write(&file, &built.archive).with_context(|| format!("failed to write {}", file.display()))?;
+    fs::write(file.with_extension("").with_extension("cdx.json"), serde_json::to_vec_pretty(&sbom)?)?;
+    let mib = |n: usize| format!("{:.1} MiB", n as f64 / f64::from(1 << 20));
+    println!("{}", file.display());
+    println!(
+        "  {} {}: {} to pull, {} unpacked",
+        options.name,
+        built.digest,
+        mib(built.compressed),
+        mib(built.unpacked)
+    );
+    println!("  load: ctr -n k8s.io images import FILE; podman load -i FILE; docker load -i FILE");
+    if built.unpacked > MOST {
+        bail!("the image is larger than {}", mib(MOST));
+    }
+    Ok(())
+}
+
+/// Makes the Debian package.
+///
+/// # Errors
+/// The build fails.
+pub fn deb(options: &Options) -> Result<()> {
+    let program = Program::build(&options.arch)?;
+    let package = deb::build(&program, &serde_json::to_vec_pretty(&program.sbom()?)?)?;
+    let file = folder(options)?.join(format!("apiscope_{}_{}.deb", env!("CARGO_PKG_VERSION"), options.arch));
+    fs::write(&file, &package).with_context(|| format!("failed to write {}", file.display()))?;
+    println!("{}: {:.1} MiB", file.display(), package.len() as f64 / f64::from(1 << 20));
+    Ok(())
+}
+
+fn folder(options: &Options) -> Result<PathBuf> {
+    let folder = options.output.clone().unwrap_or_else(|| place::target().join("dist"));
+    fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// The static program, and when and of what it was made.
+#[derive(Debug)]
+pub struct Program {
+    /// Its target.
+    target: &'static str,
+    /// `amd64`, `arm64`.
+    arch: String,
+    bytes: Vec<u8>,
+    revision: String,
+    /// Time of the commit, s since the epoch, and as text.
+    time: u64,
+    date: String,
+}
+
+impl Program {
+    fn build(arch: &str) -> Result<Self> {
+        let target = TARGETS.iter().find(|(_, a)| *a == arch).map(|(t, _)| *t).context("an unknown architecture")?;
+        let libraries = step::output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
+        if !Path::new(libraries.trim()).is_dir() {
+            bail!("Rust's standard library for {target} is not installed: `rustup target add {target}`");
+        }
+        // Of its own: the flags are others than those of the usual build, which would be thrown away.
+        let folder = place::target().join("image");
+        let mut build = setup::cargo();
+        build.args(["build", "--release", "--locked", "--package", "apiscope", "--target", target]).arg("--target-dir");
+        build
+            .arg(&folder)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+        if target.starts_with("aarch64") && env::consts::ARCH != "aarch64" {
+            build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+        }
+        step::plainly(&mut build)?;
+        let path = folder.join(target).join("release/apiscope");
+        let bytes = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+        if bytes.windows(8).any(|w| w == b"ld-linux") {
+            bail!("{} asks for a dynamic linker: it is not static", path.display());
+        }
+        let git = |arguments: &[&str]| {
+            let mut command = Command::new("git");
+            command.args(arguments).current_dir(place::root()).env("TZ", "UTC");
+            step::output(&mut command).map(|t| t.trim().to_owned()).unwrap_or_default()
+        };
+        let time = git(&["log", "-1", "--format=%ct"]).parse().unwrap_or(0);
+        let date = git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]);
+        Ok(Self { target, arch: arch.to_owned(), bytes, revision: git(&["rev-parse", "HEAD"]), time, date })
+    }
+
+    fn sbom(&self) -> Result<serde_json::Value> {
+        let glibc = step::output(Command::new("ldd").arg("--version"))?;
+        let glibc = glibc.lines().next().and_then(|l| l.rsplit(' ').next()).unwrap_or_default().to_owned();
+        sbom::document(self.target, &sha256(&self.bytes), &[("glibc", glibc, "LGPL-2.1-or-later")])
+    }
+}
