@@ -127,7 +127,9 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 10] = [
+const TEST: [Package; 12] = [
+    from("ip", "iproute2"),
+    from("setpriv", "util-linux"),
     from("promtool", "prometheus"),
     from("nginx", "nginx-light"),
     from("wrk", "wrk"),
