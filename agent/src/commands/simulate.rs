@@ -9,7 +9,7 @@ use std::{
 use apiscope::{
     config::Config,
     simulate::{
-        Outcome,
+        Outcome, benign, scenarios,
         tmobile::{self, Attack, Order},
     },
 };
@@ -35,6 +35,25 @@ pub struct Simulate {
 enum Scenario {
     /// 37 million records in 41 days through one API that answered whoever asked
     Tmobile(Tmobile),
+    /// The attack that one detector is there for: D1 to D21, or its name
+    Rule {
+        /// The detector
+        rule: String,
+        /// What looks alike and is no attack: must not be found
+        #[arg(long)]
+        benign: bool,
+    },
+    /// Every detector's attack and what looks alike, as a table
+    All,
+    /// Weeks without an attack, with all that makes detectors cry: the false alarms, by detector
+    Benign {
+        /// Days
+        #[arg(long, default_value_t = 41)]
+        days: u64,
+        /// Requests a second
+        #[arg(long, value_name = "RPS", default_value_t = 6.0)]
+        rate: f64,
+    },
 }
 
 #[derive(Args)]
@@ -72,6 +91,21 @@ enum Ids {
 impl Simulate {
     /// Runs the scenario and prints what came out. Exit code 1 when an attack was not found.
     pub fn run(&self) -> ExitCode {
+        let special = match &self.scenario {
+            Scenario::All => Some(self.all()),
+            Scenario::Benign { days, rate } => Some(self.benign(*days, *rate)),
+            _ => None,
+        };
+        if let Some(result) = special {
+            return match result {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::from(1),
+                Err(e) => {
+                    eprintln!("apiscope: {e:#}");
+                    ExitCode::from(2)
+                }
+            };
+        }
         match self.outcome() {
             Ok(outcome) => {
                 let text =
@@ -84,6 +118,69 @@ impl Simulate {
                 ExitCode::from(2)
             }
         }
+    }
+
+    /// True when every attack was found and nothing else.
+    fn all(&self) -> anyhow::Result<bool> {
+        let config = Config::load(self.config.as_deref())?.detect;
+        let mut out = std::io::stdout().lock();
+        let (mut right, mut rows) = (true, Vec::new());
+        for scenario in scenarios::all() {
+            let attack = scenarios::run(&scenario, true, self.seed, &config)?;
+            let alike = scenarios::run(&scenario, false, self.seed, &config)?;
+            let good = attack.detected && !alike.detected && attack.false_alarms == 0;
+            right &= good;
+            if self.json {
+                rows.push(
+                    serde_json::json!({ "rule": scenario.rule, "attack": attack, "benign": alike, "right": good }),
+                );
+            } else {
+                let found =
+                    attack.time_to_detect_s.map_or_else(|| "NOT FOUND".into(), |t| format!("found after {}", time(t)));
+                let quiet = if alike.detected { "FOUND" } else { "quiet" };
+                writeln!(
+                    out,
+                    "{:<4} {:<52} {found:<20}  {}: {quiet}",
+                    scenario.rule, scenario.attack, scenario.benign
+                )?;
+            }
+        }
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
+        }
+        Ok(right)
+    }
+
+    /// True when there is at most one false alarm for each service and month.
+    fn benign(&self, days: u64, rate: f64) -> anyhow::Result<bool> {
+        anyhow::ensure!(days > 0 && rate > 0.0, "--days and --rate must be above 0");
+        let config = Config::load(self.config.as_deref())?.detect;
+        let terminal = std::io::stderr().is_terminal();
+        let quiet = benign::run(days, rate, self.seed, &config, &mut |done| {
+            if terminal {
+                eprint!("\r{:3.0} %", 100.0 * done);
+            }
+        })?;
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&quiet)?)?;
+        } else {
+            writeln!(out, "rule   low  medium  high  critical")?;
+            let mut rows: Vec<_> = quiet.findings.iter().collect();
+            rows.sort_by_key(|(rule, _)| rule[1..].parse::<u32>().unwrap_or(0));
+            for (rule, [low, medium, high, critical]) in rows {
+                writeln!(out, "{rule:<4} {low:>5} {medium:>7} {high:>5} {critical:>9}")?;
+            }
+            for alarm in &quiet.alarms {
+                writeln!(out, "{alarm}")?;
+            }
+            writeln!(
+                out,
+                "{:.2} false alarms for each service and month; {} exchanges of {} services in {} days, seed {}",
+                quiet.false_alarms_per_service_and_month, quiet.exchanges, quiet.services, quiet.days, quiet.seed
+            )?;
+        }
+        Ok(quiet.false_alarms_per_service_and_month <= 1.0)
     }
 
     fn outcome(&self) -> anyhow::Result<Outcome> {
@@ -115,6 +212,13 @@ impl Simulate {
                 };
                 tmobile::run(&attack, &config.detect, &mut progress)
             }
+            Scenario::Rule { rule, benign } => {
+                let scenario = scenarios::find(rule).ok_or_else(|| {
+                    anyhow::anyhow!("there is no detector `{rule}`: they are listed by `apiscope findings --rules`")
+                })?;
+                scenarios::run(&scenario, !benign, self.seed, &config.detect)
+            }
+            Scenario::All | Scenario::Benign { .. } => anyhow::bail!("has no single outcome"),
         };
         if terminal {
             eprint!("\r      \r");

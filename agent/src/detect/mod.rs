@@ -6,15 +6,24 @@
 //! or raw ids. Everything that grows has a bound here or in its detector's file. A baseline learns nothing
 //! while a finding covers it.
 //!
-//! One file per detector; each says in its [`Rule`] what it looks at, how it decides, where that comes
+//! One file per detector, or per family that shares its state; each says in its [`Rule`] what it looks at, how it decides, where that comes
 //! from, what it costs and where it is blind. [`rules`] lists them. Only the server's side is judged
 //! (a client on the same node would be the same request twice), but for egress.
 
+mod auth;
+mod callers;
 mod enumeration;
 pub mod finding;
+mod novelty;
+mod principal;
+mod rhythm;
+mod scanning;
 pub mod sketch;
 mod slots;
 mod slow_leak;
+mod stuffing;
+mod transport;
+mod usage;
 mod walk;
 
 use std::{cell::Cell, net::IpAddr, sync::Arc};
@@ -182,6 +191,17 @@ pub enum Readiness {
 }
 
 impl Readiness {
+    const ARMED: Self = Self::Armed { minimum_per_hour: None, within_s: None };
+
+    /// Armed once `done` reaches `needed`.
+    fn after(done: f64, needed: f64) -> Self {
+        if done >= needed {
+            Self::ARMED
+        } else {
+            Self::Learning { progress: (done / needed.max(1e-9)).clamp(0.0, 1.0) }
+        }
+    }
+
     fn blind(why: &str) -> Self {
         Self::Blind { why: why.into() }
     }
@@ -239,6 +259,24 @@ fn detectors(config: &config::Detect) -> Vec<Box<dyn Detector>> {
         Box::new(enumeration::Enumeration::new(&with(&enumeration::RULE))),
         Box::new(walk::Walk::new(&with(&walk::RULE))),
         Box::new(slow_leak::SlowLeak::new(&with(&slow_leak::RULE))),
+        Box::new(auth::Unauthenticated::new(&with(&auth::UNAUTHENTICATED))),
+        Box::new(auth::OpenEndpoint::new(&with(&auth::OPEN))),
+        Box::new(stuffing::Stuffing::new(&with(&stuffing::RULE))),
+        Box::new(principal::Extraction::new(&with(&principal::EXTRACTION))),
+        Box::new(principal::SinglePurpose::new(&with(&principal::SINGLE))),
+        Box::new(novelty::NewEndpoint::new(&with(&novelty::NEW))),
+        Box::new(novelty::Zombie::new(&with(&novelty::ZOMBIE))),
+        Box::new(callers::NewCaller::new(&with(&callers::CALLER))),
+        Box::new(transport::Transport::new(&with(&transport::RULE))),
+        Box::new(rhythm::Drift::new(&with(&rhythm::DRIFT))),
+        Box::new(scanning::Scanning::new(&with(&scanning::RULE))),
+        Box::new(novelty::MethodMisuse::new(&with(&novelty::METHOD))),
+        Box::new(principal::NewNetwork::new(&with(&principal::NETWORK))),
+        Box::new(rhythm::OffHours::new(&with(&rhythm::HOURS))),
+        Box::new(usage::Sequence::new(&with(&usage::SEQUENCE))),
+        Box::new(principal::Sharing::new(&with(&principal::SHARING))),
+        Box::new(usage::Pollution::new(&with(&usage::POLLUTION))),
+        Box::new(callers::Egress::new(&with(&callers::EGRESS))),
     ]
 }
 
@@ -483,6 +521,25 @@ pub fn source(peer: &Peer) -> u64 {
         },
         Peer::Unix(_) => 1,
         Peer::Unknown => 0,
+    }
+}
+
+/// An address of the internet: neither private, shared (RFC 6598), loopback nor link-local.
+#[must_use]
+pub fn is_public(peer: &Peer) -> bool {
+    let Peer::Ip(address) = peer else { return false };
+    match address.ip() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            !(v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || (a == 100 && (64..128).contains(&b)))
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local())
+        }
     }
 }
 

@@ -170,16 +170,20 @@ impl Distinct {
 /// Source: Putze, Sanders and Singler, "Cache-, hash- and space-efficient Bloom filters", 2007.
 pub struct Seen {
     words: Vec<u64>,
+    /// Where it was touched, as long as these are few: clearing is cheap for who has little traffic.
+    touched: Vec<u32>,
     /// Elements added since the clearing.
     pub added: u64,
 }
 
+/// Touched places that are remembered one by one.
+const FEW: usize = 1_024;
 /// Words of a [`Seen`].
 const SEEN_WORDS: usize = 1 << 17;
 
 impl Default for Seen {
     fn default() -> Self {
-        Self { words: vec![0; SEEN_WORDS], added: 0 }
+        Self { words: vec![0; SEEN_WORDS], touched: Vec::new(), added: 0 }
     }
 }
 
@@ -192,19 +196,26 @@ impl Seen {
             | (1 << ((mixed >> 6) & 63))
             | (1 << ((mixed >> 12) & 63))
             | (1 << ((mixed >> 18) & 63));
-        let word = &mut self.words[usize::try_from(mixed >> 40).unwrap_or(0) % SEEN_WORDS];
+        let at = usize::try_from(mixed >> 40).unwrap_or(0) % SEEN_WORDS;
+        let word = &mut self.words[at];
         let new = *word & mask != mask;
         *word |= mask;
         self.added += u64::from(new);
+        if new && self.touched.len() <= FEW {
+            self.touched.push(at as u32);
+        }
         new
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        if self.added > 0 {
+        if self.touched.len() > FEW {
             self.words.fill(0);
-            self.added = 0;
+        } else {
+            self.touched.iter().for_each(|&at| self.words[at as usize] = 0);
         }
+        self.touched.clear();
+        self.added = 0;
     }
 }
 
@@ -212,12 +223,13 @@ impl Seen {
 /// Source: Cormode and Muthukrishnan, "An improved data stream summary: the count-min sketch", 2005.
 pub struct CountMin {
     rows: [Vec<u16>; 2],
-    dirty: bool,
+    /// As in [`Seen`].
+    touched: Vec<(u16, u16)>,
 }
 
 impl Default for CountMin {
     fn default() -> Self {
-        Self { rows: [vec![0; 1 << 16], vec![0; 1 << 16]], dirty: false }
+        Self { rows: [vec![0; 1 << 16], vec![0; 1 << 16]], touched: Vec::new() }
     }
 }
 
@@ -225,8 +237,10 @@ impl CountMin {
     /// Adds one; returns the count.
     #[inline]
     pub fn add(&mut self, key: u64) -> u16 {
-        self.dirty = true;
         let (a, b) = Self::places(key);
+        if self.touched.len() <= FEW {
+            self.touched.push((a as u16, b as u16));
+        }
         let [first, second] = &mut self.rows;
         let (x, y) = (&mut first[a], &mut second[b]);
         let now = (*x).min(*y).saturating_add(1);
@@ -244,10 +258,14 @@ impl CountMin {
 
     /// Back to 0.
     pub fn clear(&mut self) {
-        if self.dirty {
+        if self.touched.len() > FEW {
             self.rows.iter_mut().for_each(|r| r.fill(0));
-            self.dirty = false;
+        } else {
+            for &(a, b) in &self.touched {
+                (self.rows[0][usize::from(a)], self.rows[1][usize::from(b)]) = (0, 0);
+            }
         }
+        self.touched.clear();
     }
 
     fn places(key: u64) -> (usize, usize) {

@@ -16,10 +16,10 @@ pub static RULE: Rule = Rule {
     attack: &["T1530", "T1030"],
     signal: "log(distinct objects / requests) and log(distinct objects / distinct principals) of each hour",
     algorithm: "against the median of the same hour of the week (of the day, of the last day until there are weeks), in \
-        robust standard deviations, added up by CUSUM (k = 1, h = 8; 16 when only the first ratio moves). Hours under \
+        robust standard deviations, added up by CUSUM (k = 1, h = 8; 16 when only the first ratio moves, and then the objects themselves must be more than usual). Hours under \
         suspicion are not learned. Exposed objects: those that a mixture with the usual ratio does not explain",
     source: "CUSUM: Page, Biometrika 41, 1954; median/MAD: Rousseeuw and Croux, JASA 1993; linear counting: Whang et al. 1990",
-    memory: "4 weeks of hours (5.4 KB) and two bitmaps of 128 bytes to 32 KiB, by load, an endpoint with objects in its path",
+    memory: "4 weeks of hours (8 KB) and two bitmaps of 128 bytes to 32 KiB, by load, an endpoint with objects in its path",
     blind: "endpoints with fewer than 200 requests an hour, or whose every request is for another object anyway",
     settings: &[
         Setting { name: "h", default: 8.0, about: "decision level of the CUSUM, in standard deviations" },
@@ -45,12 +45,12 @@ struct State {
     requests: u32,
     objects: Distinct,
     actors: Distinct,
-    /// By hour modulo four weeks: both ratios; NaN where unknown.
-    history: Vec<[f32; 2]>,
+    /// By hour modulo four weeks: both ratios and the log of the objects; NaN where unknown.
+    history: Vec<[f32; 3]>,
     /// Last prediction errors.
-    errors: Vec<[f32; 2]>,
+    errors: Vec<[f32; 3]>,
     predicted: u32,
-    cusum: [f64; 2],
+    cusum: [f64; 3],
     /// Objects since the first CUSUM left 0, and when it did.
     exposed: f64,
     since: u64,
@@ -92,23 +92,23 @@ impl SlowLeak {
         s.requests_per_hour += (requests - s.requests_per_hour) * 0.1;
         let at_hour = (hour % HISTORY as u64) as usize;
         if s.history.is_empty() {
-            s.history = vec![[f32::NAN; 2]; HISTORY];
+            s.history = vec![[f32::NAN; 3]; HISTORY];
         }
         // Hours without traffic, and the one four weeks ago, say nothing.
         for missed in hour..s.hour.min(hour + HISTORY as u64) {
-            s.history[(missed % HISTORY as u64) as usize] = [f32::NAN; 2];
+            s.history[(missed % HISTORY as u64) as usize] = [f32::NAN; 3];
         }
         if requests < least || objects < 20.0 {
             return;
         }
-        let x = [(objects / requests).ln(), (objects / actors.max(1.0)).ln()];
+        let x = [(objects / requests).ln(), (objects / actors.max(1.0)).ln(), objects.ln()];
         let Some(usual) = predict(&s.history, hour) else {
             s.history[at_hour] = x.map(|v| v as f32);
             return;
         };
         let noise = 1.5 / objects.sqrt();
-        let mut z = [0.0; 2];
-        for i in 0..2 {
+        let mut z = [0.0; 3];
+        for i in 0..3 {
             let mut errors: Vec<f64> = s.errors.iter().map(|e| f64::from(e[i])).collect();
             let sigma = sketch::deviation(&mut errors, 0.0).unwrap_or(0.1).max(floor).max(noise);
             z[i] = ((x[i] - usual[i]) / sigma).clamp(-MAX_Z, MAX_Z);
@@ -132,7 +132,8 @@ impl SlowLeak {
             s.exposed += ((objects - ratio * requests) / (1.0 - ratio)).max(0.0);
         }
         let sure = s.cusum[1] > h / 2.0;
-        let fires = s.cusum[0] > if sure { h } else { 2.0 * h };
+        // A release after which programs ask less often moves the ratio too, but brings no more objects.
+        let fires = s.cusum[0] > if sure { h } else { 2.0 * h } && (sure || s.cusum[2] > SUSPICIOUS);
         let about = About { endpoint: Some((at, endpoint)), now, ..About::default() };
         if fires {
             let hours = s.hour.saturating_sub(s.since).max(1);
@@ -173,24 +174,25 @@ impl SlowLeak {
     }
 }
 
-fn learn_from(s: &mut State, at_hour: usize, x: [f64; 2], usual: [f64; 2]) {
+fn learn_from(s: &mut State, at_hour: usize, x: [f64; 3], usual: [f64; 3]) {
     s.history[at_hour] = x.map(|v| v as f32);
     if s.errors.len() >= WEEK {
         s.errors.remove(0);
     }
-    s.errors.push([0, 1].map(|i| (x[i] - usual[i]) as f32));
+    s.errors.push([0, 1, 2].map(|i| (x[i] - usual[i]) as f32));
 }
 
 /// What is usual at an hour: the median of the same hour of weeks, else of days, else of the last day.
-fn predict(history: &[[f32; 2]], hour: u64) -> Option<[f64; 2]> {
-    let values = |step: u64, most: u64, least: usize| -> Option<[f64; 2]> {
+fn predict(history: &[[f32; 3]], hour: u64) -> Option<[f64; 3]> {
+    let values = |step: u64, most: u64, least: usize| -> Option<[f64; 3]> {
         let back = (1..=most).filter_map(|n| hour.checked_sub(n * step));
         let known: Vec<_> = back.map(|h| history[(h % HISTORY as u64) as usize]).filter(|v| !v[0].is_nan()).collect();
         if known.len() < least {
             return None;
         }
-        let mut columns = [0, 1].map(|i| known.iter().map(|v| f64::from(v[i])).collect::<Vec<_>>());
-        Some([sketch::median(&mut columns[0])?, sketch::median(&mut columns[1])?])
+        let mut columns = [0, 1, 2].map(|i| known.iter().map(|v| f64::from(v[i])).collect::<Vec<_>>());
+        let [a, b, c] = &mut columns;
+        Some([sketch::median(a)?, sketch::median(b)?, sketch::median(c)?])
     };
     values(WEEK as u64, 3, 3).or_else(|| values(24, 14, 2)).or_else(|| values(1, 24, 3))
 }
@@ -278,8 +280,8 @@ impl Detector for SlowLeak {
     fn load(&mut self, at: usize, learned: &serde_json::Value) {
         #[derive(serde::Deserialize)]
         struct Learned {
-            history: Vec<Option<[f32; 2]>>,
-            errors: Vec<[f32; 2]>,
+            history: Vec<Option<[f32; 3]>>,
+            errors: Vec<[f32; 3]>,
             predicted: u32,
             rate: f64,
             ratio: f64,
@@ -290,7 +292,7 @@ impl Detector for SlowLeak {
             return;
         }
         let state = entry(&mut self.states, at);
-        state.history = learned.history.into_iter().map(|v| v.unwrap_or([f32::NAN; 2])).collect();
+        state.history = learned.history.into_iter().map(|v| v.unwrap_or([f32::NAN; 3])).collect();
         (state.errors, state.predicted) = (learned.errors, learned.predicted);
         (state.requests_per_hour, state.ratio, state.sigma) = (learned.rate, learned.ratio, learned.sigma);
     }

@@ -3,8 +3,11 @@
 //!
 //! Everything follows from the seed: the same arguments give the same result on every machine.
 
+pub mod benign;
 pub mod random;
+pub mod scenarios;
 pub mod tmobile;
+pub mod town;
 pub mod world;
 
 use serde::Serialize;

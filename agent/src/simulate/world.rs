@@ -72,7 +72,8 @@ pub struct World {
 }
 
 /// Customers a second, as a factor of the mean, by hour of the day.
-fn season(now: f64) -> f64 {
+#[must_use]
+pub fn season(now: f64) -> f64 {
     const HOURS: [f64; 24] = [
         0.35, 0.22, 0.15, 0.12, 0.14, 0.25, 0.5, 0.85, 1.15, 1.35, 1.4, 1.4, 1.45, 1.4, 1.35, 1.35, 1.4, 1.5, 1.6,
         1.65, 1.6, 1.4, 1.0, 0.6,

@@ -1,0 +1,272 @@
+//! D18 and D20: how an endpoint is used. D18: a principal goes through endpoints in an order that nobody
+//! goes. D20: the id of the path comes a second time as a query parameter.
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry, sketch,
+};
+use crate::exchange::Side;
+
+/// D18.
+pub static SEQUENCE: Rule = Rule {
+    id: "D18",
+    name: "broken-sequence",
+    title: "A principal goes a way that nobody goes",
+    owasp: &["API6:2023"],
+    attack: &["T1078"],
+    signal: "pairs of endpoints that a principal uses one after the other, within half an hour",
+    algorithm: "order-1 Markov chain; the mean surprise of at least 40 steps of a principal in a day above 4 nats and 6 \
+        standard deviations of all. Low: it supports other findings",
+    source: "Markov chain with additive smoothing",
+    memory: "8 bytes a pair (16,384), 16 an endpoint, 24 a principal (50,000)",
+    blind: "endpoints younger than 7 days; principals below 40 steps a day",
+    settings: &[
+        Setting { name: "steps", default: 40.0, about: "steps of a principal in a day" },
+        Setting { name: "nats", default: 4.0, about: "mean surprise of its steps" },
+        Setting { name: "learn_days", default: 7.0, about: "days before it is judged" },
+    ],
+};
+
+/// D20.
+pub static POLLUTION: Rule = Rule {
+    id: "D20",
+    name: "parameter-pollution",
+    title: "An id comes a second time, as a query parameter",
+    owasp: &["API1:2023", "API3:2023"],
+    attack: &["T1190"],
+    signal: "names of query parameters of endpoints with objects in their path",
+    algorithm: "a name that looks like an id (id, …_id, …Id, uuid, a word of the path), or one that comes twice, never seen \
+        on an endpoint that is known for 3 days and 500 requests; low, medium from the 20th time on",
+    source: "HTTP parameter pollution: Balduzzi et al., NDSS 2011",
+    memory: "64 bytes an endpoint",
+    blind: "parameters in bodies; endpoints that take ids both ways from the start",
+    settings: &[Setting { name: "requests", default: 500.0, about: "requests before names are known" }],
+};
+
+/// Pairs of endpoints.
+const MAX_PAIRS: usize = 16_384;
+/// Steps in a day after which a principal counts into what is usual.
+const KNOWN: u16 = 8;
+/// Steps farther apart are none, s.
+const STEP: u32 = 1_800;
+
+#[derive(Default, Clone, Copy)]
+struct Walker {
+    last: u32,
+    minute: u32,
+    day: u16,
+    steps: u16,
+    surprise: f32,
+}
+
+/// D18.
+pub struct Sequence {
+    steps: f64,
+    nats: f64,
+    learn: u64,
+    pairs: FxHashMap<u64, u32>,
+    from: Vec<u32>,
+    walkers: Vec<Walker>,
+    /// Mean and mean square of principals' mean surprise.
+    mean: f64,
+    square: f64,
+    days: f64,
+}
+
+impl Sequence {
+    /// With these settings.
+    pub fn new(settings: &Settings<'_>) -> Self {
+        Self {
+            steps: settings.get("steps"),
+            nats: settings.get("nats"),
+            learn: (settings.get("learn_days") * 86_400.0) as u64,
+            pairs: FxHashMap::default(),
+            from: Vec::new(),
+            walkers: Vec::new(),
+            mean: 2.0,
+            square: 5.0,
+            days: 0.0,
+        }
+    }
+}
+
+impl Detector for Sequence {
+    fn rule(&self) -> &'static Rule {
+        &SEQUENCE
+    }
+
+    fn observe(&mut self, c: &Context<'_>, out: &mut Findings) {
+        if !c.named || c.endpoint.side != Side::Server || c.endpoint.probe {
+            return;
+        }
+        let (minute, day) = ((c.now / 60) as u32, (c.now / 86_400) as u16);
+        let at = u32::try_from(c.at).unwrap_or(0) + 1;
+        let w = entry(&mut self.walkers, c.principal.index);
+        if c.principal.fresh {
+            *w = Walker::default();
+        }
+        if w.day != day {
+            if w.steps >= KNOWN {
+                let mean = f64::from(w.surprise) / f64::from(w.steps);
+                let weight = 1.0 / (self.days + 1.0).min(2_000.0);
+                self.mean += (mean - self.mean) * weight;
+                self.square += (mean * mean - self.square) * weight;
+                self.days += 1.0;
+            }
+            (w.day, w.steps, w.surprise) = (day, 0, 0.0);
+        }
+        let last = std::mem::replace(&mut w.last, at);
+        let idle = minute.wrapping_sub(std::mem::replace(&mut w.minute, minute));
+        if last == 0 || idle > STEP / 60 {
+            return;
+        }
+        let key = u64::from(last) << 32 | u64::from(at);
+        let from = entry(&mut self.from, last as usize);
+        *from = from.saturating_add(1);
+        let total = f64::from(*from);
+        let full = self.pairs.len() >= MAX_PAIRS;
+        let seen = match self.pairs.get_mut(&key) {
+            Some(n) => {
+                *n = n.saturating_add(1);
+                f64::from(*n)
+            }
+            None if full => return,
+            None => {
+                self.pairs.insert(key, 1);
+                1.0
+            }
+        };
+        // Young endpoints have no ways yet.
+        let young = c.now < c.endpoint.first_seen + self.learn || total < 1_000.0;
+        w.steps = w.steps.saturating_add(1);
+        w.surprise += if young { 1.0 } else { -(seen / total).ln() as f32 };
+        let mean = f64::from(w.surprise) / f64::from(w.steps);
+        if f64::from(w.steps) < self.steps || mean < self.nats || self.days < 200.0 {
+            return;
+        }
+        let sigma = (self.square - self.mean * self.mean).max(0.04).sqrt();
+        if mean > self.mean + 6.0 * sigma && out.wants(&SEQUENCE, c.actor_anywhere()) {
+            out.report(
+                &SEQUENCE,
+                c.actor_anywhere(),
+                Sighting {
+                    severity: Some(Severity::Low),
+                    confidence: 0.4,
+                    observed: mean,
+                    expected: self.mean,
+                    unit: "nat",
+                    evidence: vec![("steps", f64::from(w.steps))],
+                    explanation: format!(
+                        "{} went {} steps through {} in an order in which hardly anybody goes.",
+                        c.who(),
+                        w.steps,
+                        c.endpoint.service
+                    ),
+                    ..Sighting::default()
+                },
+            );
+        }
+    }
+
+    fn readiness(&self, at: usize, clock: &Clock<'_>) -> Readiness {
+        let age = clock.endpoints.get(at).map_or(0, |e| clock.now.saturating_sub(e.first_seen)) as f64
+            / self.learn.max(1) as f64;
+        Readiness::after(age.min(self.days / 200.0), 1.0)
+    }
+
+    fn bytes(&self) -> usize {
+        self.pairs.capacity() * 13 + self.from.capacity() * 4 + self.walkers.capacity() * size_of::<Walker>()
+    }
+}
+
+#[derive(Default, Clone)]
+struct Names {
+    known: u64,
+    more: u64,
+    odd: u32,
+}
+
+/// D20.
+pub struct Pollution {
+    requests: u64,
+    names: Vec<Names>,
+}
+
+impl Pollution {
+    /// With these settings.
+    pub fn new(settings: &Settings<'_>) -> Self {
+        Self { requests: settings.get("requests") as u64, names: Vec::new() }
+    }
+}
+
+/// Does a name look like one of an id, or of something in the path?
+fn is_id(key: &str, route: &str) -> bool {
+    let lower = key.to_ascii_lowercase();
+    let stem = lower.trim_end_matches("id").trim_end_matches(['_', '-']);
+    lower == "id"
+        || lower == "uuid"
+        || (key.ends_with("_id") || key.ends_with("Id") || key.ends_with("ID") || key.ends_with("-id"))
+        || (stem.len() > 2 && route.split('/').any(|s| !s.starts_with('{') && s.trim_end_matches('s') == stem))
+}
+
+impl Detector for Pollution {
+    fn rule(&self) -> &'static Rule {
+        &POLLUTION
+    }
+
+    fn observe(&mut self, c: &Context<'_>, out: &mut Findings) {
+        let keys = &c.x.query_keys;
+        if keys.is_empty() || c.params.is_empty() || !c.success || c.endpoint.side != Side::Server {
+            return;
+        }
+        let n = entry(&mut self.names, c.at);
+        let known = c.endpoint.requests > self.requests && c.now > c.endpoint.first_seen + 3 * 86_400;
+        for (i, key) in keys.iter().enumerate() {
+            let twice = keys[..i].contains(key);
+            // Two bits of 128 stand for a name; a name that comes twice has its own.
+            let mixed = sketch::mix(sketch::text(key) ^ u64::from(twice));
+            let (a, b) = (1_u64 << (mixed & 63), 1_u64 << (mixed >> 58));
+            if n.known & a != 0 && n.more & b != 0 {
+                continue;
+            }
+            if !known || !(twice || is_id(key, &c.endpoint.route)) {
+                (n.known, n.more) = (n.known | a, n.more | b);
+                continue;
+            }
+            n.odd += 1;
+            if out.wants(&POLLUTION, c.here()) {
+                let shown: String =
+                    key.chars().filter(|k| k.is_ascii_alphanumeric() || "_-.".contains(*k)).take(32).collect();
+                out.report(
+                    &POLLUTION,
+                    c.here(),
+                    Sighting {
+                        severity: Some(if n.odd >= 20 { Severity::Medium } else { Severity::Low }),
+                        confidence: 0.5,
+                        observed: f64::from(n.odd),
+                        unit: "{request}",
+                        explanation: format!(
+                            "{} answered a request with the query parameter `{shown}`{}, which it never had: somebody tries which of two ids is checked.",
+                            c.where_(),
+                            if twice { " twice" } else { "" }
+                        ),
+                        ..Sighting::default()
+                    },
+                );
+            }
+        }
+    }
+
+    fn readiness(&self, at: usize, clock: &Clock<'_>) -> Readiness {
+        let Some(e) = clock.endpoints.get(at).filter(|e| e.has_object) else {
+            return Readiness::blind("its path names no object");
+        };
+        let age = clock.now.saturating_sub(e.first_seen) as f64 / (3.0 * 86_400.0);
+        Readiness::after(age.min(e.requests as f64 / self.requests.max(1) as f64), 1.0)
+    }
+
+    fn bytes(&self) -> usize {
+        self.names.capacity() * size_of::<Names>()
+    }
+}
