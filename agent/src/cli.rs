@@ -198,7 +198,6 @@ const USAGE: u8 = 2;
 
 /// Parses, runs, and turns errors into a line and an exit code.
 pub fn main() -> ExitCode {
-    // A closed pipe ends the program as any other; by default Rust ignores the signal.
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => "warn",
@@ -206,6 +205,10 @@ pub fn main() -> ExitCode {
         _ => "debug",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_timestamp_secs().init();
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for (name, meant) in commands::slips(&Cli::command(), set) {
+        log::warn!("{name} is not a variable of apiscope: did you mean {meant}?");
+    }
     let result = match cli.command {
         Command::Run(arguments) => return run(&arguments),
         Command::Top(arguments) => top(&arguments),

@@ -263,6 +263,13 @@ fn every_key_is_checked() {
     assert!(keys >= 5, "{print}");
     let (code, text) = check("[captrue]\n");
     assert!(code == Some(2) && text.contains("did you mean `capture`?"), "{text}");
+    let slip =
+        Command::new(&binary).args(["config", "print"]).env("APISCOPE_SIED", "server").output().expect("it starts");
+    let text = String::from_utf8_lossy(&slip.stderr);
+    assert!(
+        slip.status.success() && text.contains("APISCOPE_SIED") && text.contains("did you mean APISCOPE_SIDE?"),
+        "{text}"
+    );
     let missing = Command::new(&binary).args(["config", "check", "/no/such/file"]).output().expect("it starts");
     assert_eq!(missing.status.code(), Some(2));
     std::fs::remove_dir_all(folder).expect("removable");

@@ -140,3 +140,43 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is missing, older or foreign is said in one line that names the command.
+    #[test]
+    fn an_object_that_is_not_of_these_sources() {
+        let krate = std::env::temp_dir().join(format!("apiscope-sources-{}", std::process::id()));
+        fs::create_dir_all(krate.join("src")).expect("a folder");
+        let write = |name: &str, text: &str| fs::write(krate.join(name), text).expect("writable");
+        for (name, text) in [("Cargo.toml", "[package]"), ("Cargo.lock", ""), ("src/main.rs", "fn main() {}")] {
+            write(name, text);
+        }
+        let refused = |says: &str| {
+            let line = verify(&krate).expect_err("it must be refused");
+            assert!(line.contains(says) && line.contains(REBUILD) && line.lines().count() == 1, "{line}");
+        };
+        refused(OBJECT);
+        write(OBJECT, "object");
+        refused(MANIFEST);
+        let manifest = Manifest {
+            sources: digest_of_sources(&krate).expect("readable"),
+            object: sha256(b"object"),
+            rustc: "r".into(),
+            llvm: "l".into(),
+            linker: "k".into(),
+        };
+        write(MANIFEST, &manifest.to_json());
+        assert_eq!(verify(&krate), Ok(manifest));
+        write("src/main.rs", "fn main() { }");
+        refused("older than the eBPF sources");
+        write("src/main.rs", "fn main() {}");
+        write(OBJECT, "another");
+        refused("is not the object");
+        write(MANIFEST, "{");
+        refused(MANIFEST);
+        fs::remove_dir_all(krate).expect("removable");
+    }
+}

@@ -2,6 +2,8 @@
 
 mod findings;
 mod simulate;
+mod variables;
 
 pub use findings::Findings;
 pub use simulate::Simulate;
+pub use variables::slips;
