@@ -210,7 +210,11 @@ fn one(work: &mut Work, connection: &mut Connection, context: *mut Context) -> b
     }
     let d = &mut connection.directions[usize::from(work.direction != 0)];
     match d.mode {
-        mode::TUNNEL | mode::PREFACE.. => return false,
+        mode::PREFACE.. => return false,
+        mode::TUNNEL => {
+            d.message += work.left;
+            return false;
+        }
         mode::UNTIL_CLOSE => {
             d.message += work.left;
             d.body += work.left;
@@ -767,6 +771,7 @@ pub fn finish_head(work: &mut Work, connection: &mut Connection) {
     } else if flags & Flag::UPGRADE != 0 && d.status == 101 && d.bits & TO_HTTP2 != 0 {
         http2::upgrade(work, connection);
     } else if flags & Flag::UPGRADE != 0 {
+        d.message += work.left;
         connection.directions[0].mode = mode::TUNNEL;
         connection.directions[1].mode = mode::TUNNEL;
         work.left = 0;

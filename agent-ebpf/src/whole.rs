@@ -83,7 +83,10 @@ fn body(work: &mut Work, connection: &mut Connection, at: usize) -> bool {
             d.body += work.left;
             true
         }
-        mode::TUNNEL => true,
+        mode::TUNNEL => {
+            d.message += work.left;
+            true
+        }
         _ => false,
     }
 }

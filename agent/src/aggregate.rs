@@ -10,7 +10,10 @@ use histogram::Histogram;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::{Auth, Exchange, Method, Peer, Protocol, Scheme, Side, Workload};
+use crate::{
+    exchange::{Api, Auth, Exchange, Method, Peer, Protocol, Scheme, Side, Workload},
+    status,
+};
 
 /// Most statuses that are told apart of one endpoint; the rest is counted by its class.
 pub const MAX_STATUSES: usize = 16;
@@ -49,6 +52,10 @@ pub struct SeriesKey {
     pub protocol: Protocol,
     /// gRPC status.
     pub grpc_status: Option<u32>,
+    /// Code of what ended an HTTP/2 stream early.
+    pub stream_error: Option<u32>,
+    /// Kind of API.
+    pub api: Api,
 }
 
 /// Opens a recorder for a new series. Implemented by `export`, so that this module knows nothing of
@@ -112,6 +119,8 @@ struct Series {
     protocol: Protocol,
     scheme: Scheme,
     grpc_status: Option<u32>,
+    stream_error: Option<u32>,
+    api: Api,
     count: u64,
     recorder: Option<Box<dyn Recorder>>,
 }
@@ -261,7 +270,7 @@ impl Endpoints {
 impl Endpoint {
     fn add(&mut self, exchange: &Exchange, sink: &mut Option<Box<dyn SeriesSink>>) {
         self.count += 1;
-        self.errors += u64::from(exchange.status == 0 || exchange.status >= 500);
+        self.errors += u64::from(status::is_server_error(exchange));
         self.auth[exchange.auth as usize] += 1;
         // A value above the range is counted in the highest bucket.
         let _ = self.duration.increment(exchange.duration_ns.min((1 << DURATION.1) - 1));
@@ -279,6 +288,8 @@ impl Endpoint {
                 && s.protocol == exchange.protocol
                 && s.scheme == exchange.scheme
                 && s.grpc_status == exchange.grpc_status
+                && s.stream_error == exchange.stream_error
+                && s.api == exchange.api
         });
         let series = match found {
             Some(series) => series,
@@ -298,12 +309,16 @@ impl Endpoint {
                     scheme: exchange.scheme,
                     protocol: exchange.protocol,
                     grpc_status: exchange.grpc_status,
+                    stream_error: exchange.stream_error,
+                    api: exchange.api,
                 };
                 self.statuses.push(Series {
                     status: exchange.status,
                     protocol: exchange.protocol,
                     scheme: exchange.scheme,
                     grpc_status: exchange.grpc_status,
+                    stream_error: exchange.stream_error,
+                    api: exchange.api,
                     count: 0,
                     recorder: sink.as_mut().map(|s| s.open(&key)),
                 });

@@ -17,7 +17,7 @@ use crate::{
     exchange::{Api, Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side},
     proto::{credential::Principals, grpc, http1},
     stats::{Loss, Stats, Unread},
-    stream::{Around, Session},
+    stream::{Around, Live, Session},
 };
 
 /// Most connections that are kept.
@@ -142,6 +142,28 @@ struct Pending {
     response_done: bool,
     upgraded: bool,
     last_ts: u64,
+}
+
+impl Pending {
+    fn api(request: &http1::Request, response: Option<&http1::Response>) -> Api {
+        if response.is_some_and(|r| r.websocket) {
+            return Api::WebSocket;
+        }
+        let media = response.and_then(|r| r.media_type.as_deref());
+        grpc::api(&request.path, request.media_type.as_deref(), media)
+    }
+
+    fn live(&self) -> Option<Live> {
+        let request = self.request.as_ref()?;
+        Some(Live {
+            api: Self::api(request, self.response.as_ref()),
+            method: request.method.clone(),
+            path: Some(request.path.clone()),
+            first_ts: self.first_ts,
+            body: [self.request_body, self.response_body],
+            messages: [0; 2],
+        })
+    }
 }
 
 impl Connections {
@@ -357,7 +379,8 @@ impl Connections {
         pending.response_body = if head.done { message.body } else { 0 };
         pending.response_done = head.done;
         pending.last_ts = ts;
-        if pending.request.is_some() && pending.response_done && (pending.request_done || pending.upgraded) {
+        // What left HTTP lasts until the connection ends.
+        if pending.request.is_some() && pending.response_done && pending.request_done && !pending.upgraded {
             self.finish(id, 0, None, outside);
         }
     }
@@ -456,11 +479,7 @@ impl Connections {
         };
         let answered = pending.response.is_some();
         let response = pending.response.take().unwrap_or_default();
-        let api = if response.websocket {
-            Api::WebSocket
-        } else {
-            grpc::api(&request.path, request.media_type.as_deref(), response.media_type.as_deref())
-        };
+        let api = Pending::api(&request, Some(&response));
         let exchange = Exchange {
             ts: pending.first_ts + self.epoch,
             duration_ns: pending.last_ts.saturating_sub(pending.first_ts),
@@ -559,6 +578,16 @@ impl Connections {
                     continue;
                 }
                 let (asked, answered) = (usize::from(pending.sent), usize::from(!pending.sent));
+                if pending.upgraded {
+                    let heads = [pending.request_bytes, pending.response_bytes];
+                    pending.request_bytes = closed.bytes[asked].max(heads[0]);
+                    pending.response_bytes = closed.bytes[answered].max(heads[1]);
+                    pending.request_body = pending.request_bytes - heads[0];
+                    pending.response_body = pending.response_bytes - heads[1];
+                    pending.last_ts = pending.last_ts.max(closed.last_ts[0]).max(closed.last_ts[1]);
+                    self.finish(id, 0, Some(End::Upgraded), outside);
+                    continue;
+                }
                 if !pending.request_done && closed.unfinished[asked] {
                     pending.request_bytes = closed.bytes[asked];
                     pending.request_body = closed.body[asked];
@@ -581,8 +610,13 @@ impl Connections {
                 };
                 self.finish(id, 0, Some(end), outside);
             } else {
+                let end = match ts {
+                    _ if pending.upgraded => End::Upgraded,
+                    0 => End::Lost,
+                    _ => End::Closed,
+                };
                 pending.last_ts = pending.last_ts.max(ts);
-                self.finish(id, 0, Some(if ts == 0 { End::Lost } else { End::Closed }), outside);
+                self.finish(id, 0, Some(end), outside);
             }
         }
         if let Some(connection) = self.table.remove(&id) {
@@ -644,6 +678,26 @@ impl Connections {
         for (_, exchange) in std::mem::take(&mut self.held) {
             outside.exchange(exchange);
         }
+        // What left HTTP is known to be whole as an exchange; its connection just goes on.
+        let upgraded: Vec<u64> =
+            self.table.iter().filter(|(_, c)| c.pending.iter().any(|p| p.upgraded)).map(|(id, _)| *id).collect();
+        for id in upgraded {
+            while self.table.get(&id).and_then(|c| c.pending.front()).is_some_and(|p| p.upgraded) {
+                self.finish(id, 0, Some(End::Upgraded), outside);
+            }
+        }
+    }
+
+    /// Exchanges that began before `since` (monotonic, ns) and are not over.
+    pub fn live(&self, since: u64) -> Vec<(Arc<str>, Side, Live)> {
+        let mut all = Vec::new();
+        for c in self.table.values() {
+            let side = c.side.unwrap_or(Side::Server);
+            let requests = c.pending.iter().filter(|p| p.first_ts <= since).filter_map(|p| p.live());
+            let streams = c.http2.iter().flat_map(|s| s.live(since));
+            all.extend(requests.chain(streams).map(|l| (c.identity.service.clone(), side, l)));
+        }
+        all
     }
 
     /// Streams of HTTP/2 that are open.

@@ -41,5 +41,6 @@ pub mod route;
 pub mod scrape;
 pub mod simulate;
 pub mod stats;
+pub mod status;
 pub mod stream;
 pub mod table;

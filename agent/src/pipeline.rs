@@ -5,7 +5,7 @@
 //! the display, and the exporter's own threads. None of these can hold it up.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
     sync::{
@@ -36,7 +36,7 @@ use crate::{
     route::Routes,
     scrape::Scrape,
     stats::{self, Loss, Stats, Totals},
-    table::{self, Cost, Program, Snapshot, Style},
+    table::{self, Cost, Lasting, Program, Snapshot, Style},
 };
 /// Records that are taken before the other work gets its turn.
 const BATCH: usize = 65_536;
@@ -44,6 +44,8 @@ const BATCH: usize = 65_536;
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
 /// Time between two looks whether the processes that are left alone are gone.
 const PROCESS_LOOK: Duration = Duration::from_secs(2);
+/// Exchanges under way that a snapshot names.
+const MAX_LASTING: usize = 100;
 /// Longest time that the last records are waited for at the end.
 const LAST_DRAIN: Duration = Duration::from_secs(3);
 /// Longest time that the collector is waited for at the end.
@@ -363,6 +365,7 @@ impl Capture {
         self.kernel.report(&self.inner.stats);
         let stats = &self.inner.stats;
         stats.connections.store(self.connections.len() as u64, Ordering::Relaxed);
+        stats.streams.store(self.connections.open_streams() as u64, Ordering::Relaxed);
         self.connections.sweep(monotonic(), &mut self.inner);
         for exchange in self.inner.ends.as_mut().map(|e| e.due(wall())).unwrap_or_default() {
             self.inner.take(&exchange);
@@ -408,6 +411,7 @@ impl Capture {
         {
             inner.coverage = (Some(Instant::now()), Arc::new(detectors.coverage()));
         }
+        let (live, lasting) = lasting(&self.connections, &mut inner.routes);
         let now = epoch() + monotonic();
         let (cpu_s, rss_bytes) = stats::usage();
         let snapshot = Snapshot {
@@ -425,6 +429,8 @@ impl Capture {
             },
             endpoints: self.inner.endpoints.view(now),
             overflowed: self.inner.endpoints.overflowed,
+            live,
+            lasting,
             findings: self.inner.detectors.as_ref().map(Engine::view).unwrap_or_default(),
             coverage: self.inner.coverage.1.clone(),
         };
@@ -442,6 +448,31 @@ impl Capture {
             None => Ok(()),
         }
     }
+}
+
+/// What has lasted for more than a second: the oldest, and the number of each kind.
+fn lasting(connections: &Connections, routes: &mut Routes) -> (Vec<Lasting>, BTreeMap<String, u64>) {
+    let now = monotonic();
+    let mut live = connections.live(now.saturating_sub(1_000_000_000));
+    live.sort_by_key(|(_, _, l)| l.first_ts);
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for (_, _, l) in &live {
+        *kinds.entry(l.api.name().to_owned()).or_default() += 1;
+    }
+    live.truncate(MAX_LASTING);
+    let rows = live.into_iter().map(|(service, side, l)| Lasting {
+        service: service.to_string(),
+        side: side.name().into(),
+        api: l.api.name().into(),
+        route: routes.route(&l.method, l.path.as_deref()).template.to_string(),
+        method: l.method.as_str().into(),
+        age_ms: now.saturating_sub(l.first_ts) / 1_000_000,
+        request_body_bytes: l.body[0],
+        response_body_bytes: l.body[1],
+        request_messages: l.messages[0],
+        response_messages: l.messages[1],
+    });
+    (rows.collect(), kinds)
 }
 
 impl Outside for Inner {

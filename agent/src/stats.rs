@@ -111,6 +111,8 @@ pub struct Stats {
     pub exchanges: [AtomicU64; 2],
     /// Connections open now, as far as the agent knows.
     pub connections: AtomicU64,
+    /// Streams of HTTP/2 open now.
+    pub streams: AtomicU64,
     /// Spans handed to the exporter, and dropped because its queue was full.
     pub spans: AtomicU64,
     /// See `spans`.
@@ -150,6 +152,9 @@ pub struct Totals {
     pub pods: u64,
     /// Connections open now.
     pub connections: u64,
+    /// Streams of HTTP/2 open now.
+    #[serde(default)]
+    pub streams: u64,
     /// Spans handed to the exporter.
     pub spans: u64,
     /// Spans dropped because the exporter's queue was full.
@@ -170,6 +175,7 @@ impl Default for Stats {
             pods: AtomicU64::new(0),
             exchanges: [const { AtomicU64::new(0) }; 2],
             connections: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
             spans: AtomicU64::new(0),
             spans_dropped: AtomicU64::new(0),
             exports_failed: AtomicU64::new(0),
@@ -252,6 +258,7 @@ impl Stats {
             kubernetes_failed: get(&self.kubernetes_failed),
             pods: get(&self.pods),
             connections: get(&self.connections),
+            streams: get(&self.streams),
             spans: get(&self.spans),
             spans_dropped: get(&self.spans_dropped),
             exports: get(&self.exports),

@@ -1,6 +1,6 @@
 //! What a person or a script is shown of a snapshot: pure functions from it to text.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,12 +32,44 @@ pub struct Snapshot {
     pub endpoints: Vec<EndpointView>,
     /// Exchanges beyond the endpoint limit.
     pub overflowed: u64,
+    /// Exchanges that have lasted for more than a second and are not over, the oldest first; cut off at a
+    /// hundred. `lasting` counts them all, by kind of API.
+    #[serde(default)]
+    pub live: Vec<Lasting>,
+    /// See `live`.
+    #[serde(default)]
+    pub lasting: BTreeMap<String, u64>,
     /// Findings, the open and most severe first.
     #[serde(default)]
     pub findings: Vec<Finding>,
     /// Which detectors are armed, learning or blind.
     #[serde(default)]
     pub coverage: Arc<Vec<Coverage>>,
+}
+
+/// An exchange that is not over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Lasting {
+    /// Service.
+    pub service: String,
+    /// `server` or `client`.
+    pub side: String,
+    /// Kind of API.
+    pub api: String,
+    /// Method.
+    pub method: String,
+    /// Route.
+    pub route: String,
+    /// Since its first byte, ms.
+    pub age_ms: u64,
+    /// Content bytes so far, of HTTP/2; of HTTP/1 they are known at the end.
+    pub request_body_bytes: u64,
+    /// See `request_body_bytes`.
+    pub response_body_bytes: u64,
+    /// gRPC messages so far.
+    pub request_messages: u64,
+    /// See `request_messages`.
+    pub response_messages: u64,
 }
 
 /// What the agent uses.
@@ -147,6 +179,9 @@ pub fn table(snapshot: &Snapshot, style: Style) -> String {
     let unread = reasons(&totals.unread);
     let _ =
         writeln!(out, "{lost_text}{}", if unread.is_empty() { String::new() } else { format!("  not read: {unread}") });
+    if !snapshot.lasting.is_empty() {
+        let _ = writeln!(out, "open for more than a second: {}", reasons(&snapshot.lasting));
+    }
     let open: Vec<_> = snapshot.findings.iter().filter(|f| f.state == State::Open && !f.acknowledged).collect();
     if let Some(worst) = open.first() {
         let text = format!(

@@ -24,8 +24,9 @@ use opentelemetry_sdk::{
 use super::{MAX_WORKLOADS, resource::resource, variable};
 use crate::{
     aggregate::{Recorder, SeriesKey, SeriesSink},
-    exchange::{self, Exchange, Side},
+    exchange::{self, Api, Exchange, Side},
     stats::{Loss, Stats, Unnamed, Unread},
+    status,
 };
 
 /// Name of the instrumentation scope.
@@ -81,6 +82,8 @@ struct Workload {
     _provider: SdkMeterProvider,
     server: Histogram<f64>,
     client: Histogram<f64>,
+    rpc_server: Histogram<f64>,
+    rpc_client: Histogram<f64>,
     request_size: Histogram<u64>,
     response_size: Histogram<u64>,
 }
@@ -119,6 +122,8 @@ impl Workloads {
         let workload = Workload {
             server: duration("http.server.request.duration"),
             client: duration("http.client.request.duration"),
+            rpc_server: duration("rpc.server.call.duration"),
+            rpc_client: duration("rpc.client.call.duration"),
             request_size: size("http.server.request.body.size"),
             response_size: size("http.server.response.body.size"),
             reader,
@@ -166,6 +171,7 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
     let meter = provider.meter(SCOPE);
     let (lost, unread, exchanges, connections, dropped, failed) =
         (stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone());
+    let streams = stats.clone();
     // The instruments live as long as their provider does.
     let _ = meter
         .u64_observable_counter("apiscope.capture.lost")
@@ -212,6 +218,11 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
         .u64_observable_gauge("apiscope.agent.connections")
         .with_unit("{connection}")
         .with_callback(move |o| o.observe(connections.connections.load(Ordering::Relaxed), &[]))
+        .build();
+    let _ = meter
+        .u64_observable_gauge("apiscope.agent.streams")
+        .with_unit("{stream}")
+        .with_callback(move |o| o.observe(streams.streams.load(Ordering::Relaxed), &[]))
         .build();
     let _ = meter
         .u64_observable_counter("apiscope.agent.spans.dropped")
@@ -262,27 +273,25 @@ impl SeriesSink for Sink {
         if key.status != 0 {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(key.status)));
         }
-        if let Some(error) = error_type(key.side, key.status) {
+        if let Some(error) = status::error_type(key.side, key.status, key.grpc_status, key.stream_error) {
             attributes.push(KeyValue::new("error.type", error));
         }
-        if let Some(status) = key.grpc_status {
-            attributes.push(KeyValue::new("rpc.response.status_code", i64::from(status)));
-        }
         let server = key.side == Side::Server;
+        if key.api == Api::Grpc {
+            // A call is counted once: by the conventions for RPC, not by those for HTTP beside.
+            attributes.retain(|a| matches!(a.key.as_str(), "error.type" | "network.protocol.version"));
+            attributes.push(KeyValue::new("rpc.system.name", "grpc"));
+            attributes.push(KeyValue::new("rpc.method", key.route.trim_start_matches('/').to_owned()));
+            if let Some(code) = key.grpc_status {
+                attributes.push(KeyValue::new("rpc.response.status_code", status::grpc_name(code)));
+            }
+            let duration = if server { &workload.rpc_server } else { &workload.rpc_client };
+            return Box::new(Series { duration: duration.bind(&attributes), sizes: None });
+        }
         Box::new(Series {
             duration: if server { &workload.server } else { &workload.client }.bind(&attributes),
             sizes: server.then(|| (workload.request_size.bind(&attributes), workload.response_size.bind(&attributes))),
         })
-    }
-}
-
-/// `error.type`: server errors on both sides, client errors for who made them, and no answer.
-pub fn error_type(side: Side, status: u16) -> Option<String> {
-    match status {
-        0 => Some("no_response".into()),
-        400..=499 if side == Side::Client => Some(status.to_string()),
-        500.. => Some(status.to_string()),
-        _ => None,
     }
 }
 
@@ -302,18 +311,5 @@ impl Recorder for Series {
                 response.record(n);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_are_whose_they_are() {
-        assert_eq!(error_type(Side::Server, 404), None);
-        assert_eq!(error_type(Side::Client, 404).as_deref(), Some("404"));
-        assert_eq!(error_type(Side::Server, 503).as_deref(), Some("503"));
-        assert_eq!(error_type(Side::Server, 0).as_deref(), Some("no_response"));
     }
 }

@@ -13,10 +13,11 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 
-use super::{WrongVariable, metrics, resource, variable};
+use super::{WrongVariable, resource, variable};
 use crate::{
-    exchange::{Exchange, Origin, Peer, Side},
+    exchange::{Api, Exchange, Origin, Peer, Side},
     stats::Stats,
+    status,
 };
 
 /// Spans that wait for an export.
@@ -101,7 +102,7 @@ impl Queue {
         // The exporting thread holds this for as long as it takes to empty the queue.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = &mut *inner;
-        let is_error = usize::from(exchange.status == 0 || exchange.status >= 500);
+        let is_error = usize::from(status::is_server_error(exchange));
         if inner.tokens[is_error] < 1.0 {
             let passed = inner.filled.elapsed();
             if passed < Duration::from_millis(10) {
@@ -179,7 +180,18 @@ fn span(exchange: &Exchange, route: &str, trace_id: TraceId, span_id: SpanId, sc
         attributes.push(KeyValue::new("http.response.body.size", i64::try_from(n).unwrap_or(i64::MAX)));
     }
     attributes.extend(exchange.peer.iter().flat_map(|peer| resource::of_peer(peer)));
-    let error = metrics::error_type(exchange.side, exchange.status);
+    let mut name = format!("{method} {route}");
+    if exchange.api == Api::Grpc {
+        name = route.trim_start_matches('/').to_owned();
+        attributes.push(KeyValue::new("rpc.system.name", "grpc"));
+        attributes.push(KeyValue::new("rpc.method", name.clone()));
+        if let Some(code) = exchange.grpc_status {
+            attributes.push(KeyValue::new("rpc.response.status_code", status::grpc_name(code)));
+        }
+    } else if exchange.api != Api::Http {
+        attributes.push(KeyValue::new("apiscope.api", exchange.api.name()));
+    }
+    let error = status::error_type(exchange.side, exchange.status, exchange.grpc_status, exchange.stream_error);
     let status = if error.is_some() { Status::error("") } else { Status::Unset };
     attributes.extend(error.map(|e| KeyValue::new("error.type", e)));
     SpanData {
@@ -187,7 +199,7 @@ fn span(exchange: &Exchange, route: &str, trace_id: TraceId, span_id: SpanId, sc
         parent_span_id: exchange.trace.map_or(SpanId::INVALID, |t| SpanId::from_bytes(t.parent_id)),
         parent_span_is_remote: exchange.trace.is_some(),
         span_kind: if exchange.side == Side::Server { SpanKind::Server } else { SpanKind::Client },
-        name: format!("{method} {route}").into(),
+        name: name.into(),
         start_time: time(exchange.ts),
         end_time: time(exchange.ts + exchange.duration_ns),
         attributes,

@@ -1,10 +1,9 @@
-//! What kind of API an exchange belongs to, by its path and media types: gRPC (with the names of its
-//! statuses), gRPC-Web, JSON-RPC, GraphQL, server-sent events, WebSocket. No body is read: of JSON-RPC and
+//! What kind of API an exchange belongs to, by its path and media types: gRPC, gRPC-Web, JSON-RPC, GraphQL and server-sent events. No body is read: of JSON-RPC and
 //! GraphQL the name is known, not the operation; of gRPC-Web the status only where it is in the head.
 
 use crate::exchange::Api;
 
-/// The API of an exchange that is not gRPC by an upgrade. Media types are lower case and without parameters.
+/// The API of an exchange. Media types are lower case and without parameters.
 #[must_use]
 pub fn api(path: &str, request_media: Option<&str>, response_media: Option<&str>) -> Api {
     let media = |m: Option<&str>| m.map_or(Api::Http, of_media);
@@ -41,38 +40,6 @@ fn of_path(path: &str, request_media: Option<&str>) -> Api {
     }
 }
 
-/// Name of a status (gRPC status codes); a code that is not registered is `UNKNOWN`, so that nobody
-/// can choose label values.
-#[must_use]
-pub fn status_name(status: u32) -> &'static str {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    NAMES.get(status as usize).copied().unwrap_or("UNKNOWN")
-}
-
-/// Is the status the server's fault (semantic conventions for gRPC: errors of server spans)?
-#[must_use]
-pub fn is_server_error(status: u32) -> bool {
-    matches!(status, 2 | 4 | 12..=15)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,11 +54,5 @@ mod tests {
         assert_eq!(api("/api/graphql", None, Some("text/html")), Api::Http);
         assert_eq!(api("/jsonrpc", Some("application/json"), None), Api::JsonRpc);
         assert_eq!(api("/x", Some("application/json-rpc"), None), Api::JsonRpc);
-    }
-
-    #[test]
-    fn statuses() {
-        assert_eq!((status_name(0), status_name(5), status_name(999)), ("OK", "NOT_FOUND", "UNKNOWN"));
-        assert!(is_server_error(13) && !is_server_error(5) && !is_server_error(0));
     }
 }

@@ -88,28 +88,6 @@ pub fn fragment(head: FrameHead, mut payload: &[u8]) -> Option<(&[u8], u32)> {
     Some((payload.get(..payload.len().checked_sub(padding)?)?, promised))
 }
 
-/// Name of an error code (RFC 9113 section 7).
-#[must_use]
-pub fn error_name(code: u32) -> &'static str {
-    const NAMES: [&str; 14] = [
-        "NO_ERROR",
-        "PROTOCOL_ERROR",
-        "INTERNAL_ERROR",
-        "FLOW_CONTROL_ERROR",
-        "SETTINGS_TIMEOUT",
-        "STREAM_CLOSED",
-        "FRAME_SIZE_ERROR",
-        "REFUSED_STREAM",
-        "CANCEL",
-        "COMPRESSION_ERROR",
-        "CONNECT_ERROR",
-        "ENHANCE_YOUR_CALM",
-        "INADEQUATE_SECURITY",
-        "HTTP_1_1_REQUIRED",
-    ];
-    NAMES.get(code as usize).copied().unwrap_or("UNKNOWN_ERROR")
-}
-
 /// Names of fields, as far as an exchange needs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields' own names")]

@@ -27,14 +27,15 @@ const fn module(name: &'static str, may: &'static [&'static str]) -> Module {
 }
 
 /// Values that every module may use: they import nothing of the agent but each other.
-pub const BASE: [&str; 3] = ["exchange", "stats", "config"];
+pub const BASE: [&str; 4] = ["exchange", "stats", "config", "status"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 27] = [
+pub const MODULES: [Module; 28] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
+    module("status", &[]),
     // Bytes to exchanges.
     module("probe", &["event"]),
     module("event", &[]),
