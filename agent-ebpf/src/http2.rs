@@ -674,7 +674,7 @@ fn release(d: &mut Direction, stream: u32) {
 }
 
 /// Does the system call begin with heads of frames? Unless the connection is known to speak HTTP/2, two
-/// frames must follow each other, or one must be all there is.
+/// frames must follow each other, or one must end where the buffer ends.
 #[inline(always)]
 fn seek(work: &mut Work, known: bool) -> bool {
     if work.readable == 0 {
@@ -687,7 +687,8 @@ fn seek(work: &mut Work, known: bool) -> bool {
     let mut i = 0;
     while i < 4 {
         let at = get(&raw const work.at);
-        if at == work.left {
+        // To the byte all that was moved, or one of the buffers it was gathered from.
+        if at == work.left || at == work.length {
             return i > 0;
         }
         if at + HEAD > work.length || at + HEAD > work.left {

@@ -548,8 +548,16 @@ impl Exchange {
     /// Says what is wrong with the line: not JSON, a key of the wrong type, a required key missing.
     pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
         let line: Line<'_> = serde_json::from_slice(line)?;
-        if line.method.is_empty() {
+        if line.method.as_deref().is_some_and(str::is_empty) {
             return Err(serde::de::Error::custom("the method is empty"));
+        }
+        // What a header table older than the agent hides is left out; HTTP/1 has none.
+        let hidden = matches!(&*line.protocol, "2" | "3");
+        if !hidden && line.method.is_none() {
+            return Err(serde::de::Error::missing_field("method"));
+        }
+        if !hidden && line.path.is_none() {
+            return Err(serde::de::Error::missing_field("path"));
         }
         Ok(line.into())
     }
@@ -566,8 +574,8 @@ struct Line<'a> {
     #[serde(default, borrow)]
     side: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
-    method: std::borrow::Cow<'a, str>,
-    path: Box<str>,
+    method: Option<std::borrow::Cow<'a, str>>,
+    path: Option<Box<str>>,
     #[serde(default)]
     query_keys: Vec<Box<str>>,
     status: u16,
@@ -620,8 +628,8 @@ impl From<Line<'_>> for Exchange {
             duration_ns: line.duration_ns,
             service: line.service.as_ref().into(),
             side: Side::from_name(&line.side).unwrap_or(Side::Server),
-            method: Method::from_token(&line.method),
-            path: Some(line.path),
+            method: Method::from_token(line.method.as_deref().unwrap_or_default()),
+            path: line.path,
             query_keys: line.query_keys,
             status: line.status,
             request_bytes: line.request_bytes,

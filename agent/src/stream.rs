@@ -541,6 +541,11 @@ impl Session {
             }
             return;
         }
+        if stream.status == 0 && stream.method.is_none() && stream.path().is_none() {
+            // Nobody took it for a request.
+            around.stats.miss(Unread::Framing, 1);
+            return;
+        }
         if stream.unknown {
             around.stats.miss(Unread::HeaderTable, 1);
         }
@@ -730,3 +735,6 @@ impl Stream {
         exchange
     }
 }
+
+#[cfg(test)]
+mod tests;

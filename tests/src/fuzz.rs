@@ -9,18 +9,24 @@ use apiscope::{
     accesslog,
     config::Config,
     conn::{Connections, Identity, MAX_PIPELINE, Outside},
-    event,
+    event::{self, Frames},
     exchange::{Exchange, MAX_QUERY_KEYS, MAX_USER_AGENT, Peer},
-    proto::http1,
+    proto::{
+        credential::Principals,
+        hpack::MAX_TABLE,
+        http1,
+        http2::{Block, Table},
+    },
     route::Routes,
     stats::{Stats, Unread},
+    stream::{Around, Session},
 };
 
 /// A target: its name, its function, and an example of what it reads.
 pub type Target = (&'static str, fn(&[u8]), &'static [u8]);
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     (
         "http1",
         head,
@@ -29,6 +35,16 @@ pub const TARGETS: [Target; 6] = [
           HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nUpgrade: websocket\r\n\r\n",
     ),
     ("records", records, b"\x01\x00\x02\x00\x01\x00\x00\x00GET /u/1 HTTP/1.1\r\n\r\n\xff\x02\x00\x07\x00\x01\x00HTTP/1.1 200 OK\r\n\r\n"),
+    (
+        "hpack",
+        header_blocks,
+        b"\x04\x82\x86\x84\xbe\x0b\x40\x01a\x01b\x44\x04/a?b\x82\x05\x3f\xe1\x01\x88\xbf\x0c\x57\x8a\xff\xc1\xc0\xbf\x0f\x10\x02xx",
+    ),
+    (
+        "frames",
+        frames,
+        b"\x01\x00\x10\x00\x00\x03\x01\x05\x00\x00\x00\x01\x82\x86\x84\x00\x00\x0e\x00\x00\x01\x01\x05\x00\x00\x00\x01\x88\x00\x00\x00",
+    ),
     (
         "accesslog",
         access_log,
@@ -131,6 +147,58 @@ fn record(choice: &[u8], ts: u64, data: &[u8]) -> Vec<u8> {
     wire.extend_from_slice(&u64::from(choice[7]).to_le_bytes());
     wire.extend_from_slice(&data);
     wire
+}
+
+/// Header blocks, each behind its length: the table keeps its bound, and no credential.
+pub fn header_blocks(bytes: &[u8]) {
+    let principals = Principals::new(b"a key of the fuzzer", &[], &[]).expect("long enough");
+    for whole in [true, false] {
+        let mut table = Table::new(whole);
+        let mut rest = bytes;
+        while let Some((&length, after)) = rest.split_first() {
+            let (block, after) = after.split_at(usize::from(length).min(after.len()));
+            rest = after;
+            if let Ok(block) = Block::decode(&mut table, &principals, block)
+                && let Some(target) = &block.target
+            {
+                assert!(!target.path.starts_with('/') || !target.path.contains('?'), "a query is left");
+            }
+            assert!(table.memory() <= MAX_TABLE);
+        }
+    }
+}
+
+/// Records of frames, each behind two bytes of flags and its length: nothing unfinished is kept at the end.
+pub fn frames(bytes: &[u8]) {
+    let (stats, principals) = (Stats::default(), Principals::default());
+    let (mut partial, mut out) = (0, Vec::new());
+    let mut session = Session::new(bytes.first().is_some_and(|b| b & 1 != 0));
+    let mut numbers = [0_u32; 2];
+    let mut rest = bytes;
+    while let Some((&[flags, remaining, length], after)) = rest.split_first_chunk::<3>() {
+        let (data, after) = after.split_at(usize::from(length).min(after.len()));
+        rest = after;
+        let sent = flags & 2 != 0;
+        let number = &mut numbers[usize::from(sent)];
+        let record = Frames {
+            sent,
+            index: *number + u32::from(flags >> 6 == 3),
+            boundary: flags & 4 == 0,
+            remaining: u64::from(remaining),
+            preface: flags & 8 != 0,
+            lost: flags & 48 == 48,
+            first_ts: 1,
+            bytes: data,
+        };
+        *number = record.index + 1;
+        let mut around =
+            Around { principals: &principals, stats: &stats, partial: &mut partial, most_partial: 100_000 };
+        session.record(&record, 2, 3, &mut around, &mut out);
+    }
+    let mut around = Around { principals: &principals, stats: &stats, partial: &mut partial, most_partial: 100_000 };
+    session.sweep(u64::MAX / 2, &mut around, &mut out);
+    session.close(None, 9, &mut around, &mut out);
+    assert_eq!((session.open(), partial), (0, 0));
 }
 
 /// A line of an access log.

@@ -7,7 +7,7 @@
 use std::{
     env, fs,
     path::PathBuf,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, SystemTime},
 };
 
@@ -78,6 +78,7 @@ pub fn need(level: Level) -> Result<()> {
         Level::Deny => deny(),
         Level::Test => {
             packages(&TEST);
+            grpcio();
             if !collector::binary()?.is_file() {
                 collector();
             }
@@ -151,6 +152,19 @@ fn packages(wanted: &[Package]) {
             say(&format!("could not install {}: {e:#}; what needs them is skipped", missing.join(", ")));
         });
     }
+}
+
+/// The gRPC tests need a Python that has it: the one in PATH, or Debian's.
+fn grpcio() {
+    let has = |python: &str| {
+        let mut command = Command::new(python);
+        command.args(["-c", "import grpc"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|s| s.success())
+    };
+    if has("python3") || has("/usr/bin/python3") {
+        return;
+    }
+    once("grpcio", || apt(&["python3-grpcio"])).unwrap_or_else(|e| say(&format!("no grpcio for Python: {e:#}")));
 }
 
 fn collector() {

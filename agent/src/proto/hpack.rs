@@ -345,3 +345,198 @@ pub const STATIC: [(&str, &str); 61] = [
     ("via", ""),
     ("www-authenticate", ""),
 ];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Keeps everything.
+    struct Text;
+
+    impl Meaning for Text {
+        type Name = Vec<u8>;
+        type Value = Vec<u8>;
+        fn fixed(&self, index: usize) -> Option<&(Vec<u8>, Vec<u8>)> {
+            static FIXED: std::sync::LazyLock<Vec<(Vec<u8>, Vec<u8>)>> =
+                std::sync::LazyLock::new(|| STATIC.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect());
+            FIXED.get(index)
+        }
+        fn name(&self, name: &[u8]) -> Vec<u8> {
+            name.into()
+        }
+        fn value(&self, _: &Vec<u8>, value: &[u8]) -> Vec<u8> {
+            value.into()
+        }
+        fn weight(&self, value: &Vec<u8>) -> usize {
+            // The table's own bound on memory must not show here.
+            let _ = value;
+            0
+        }
+        fn is_secret(&self, _: &Vec<u8>, _: &[u8]) -> bool {
+            false
+        }
+    }
+
+    type Fields = Vec<Option<(Vec<u8>, Vec<u8>)>>;
+
+    fn decode(table: &mut Decoder<Vec<u8>, Vec<u8>>, block: &[u8]) -> Result<Fields, BadBlock> {
+        let mut out = Vec::new();
+        table.block(&Text, block, |seen| {
+            out.push(match seen {
+                Seen::Field(name, value) => Some((name.clone(), value.clone())),
+                Seen::Unknown => None,
+            });
+        })?;
+        Ok(out)
+    }
+
+    fn text(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+        let colon = bytes.iter().rposition(|&b| b == b'=').expect("name=value");
+        Some((bytes[..colon].into(), bytes[colon + 1..].into()))
+    }
+
+    #[test]
+    fn the_examples_of_the_rfc() {
+        // C.6: responses with Huffman coding, a table of 256 bytes.
+        let mut table = Decoder::new(true);
+        let first = b"\x3f\xe1\x01\x48\x82\x64\x02\x58\x85\xae\xc3\x77\x1a\x4b\x61\x96\xd0\x7a\xbe\x94\x10\x54\xd4\x44\xa8\x20\x05\x95\x04\x0b\x81\x66\xe0\x82\xa6\x2d\x1b\xff\x6e\x91\x9d\x29\xad\x17\x18\x63\xc7\x8f\x0b\x97\xc8\xe9\xae\x82\xae\x43\xd3";
+        let fields = decode(&mut table, first).expect("valid");
+        assert_eq!(fields[0], text(b":status=302"));
+        assert_eq!(fields[3], text(b"location=https://www.example.com"));
+        let fields = decode(&mut table, b"\x48\x83\x64\x0e\xff\xc1\xc0\xbf").expect("valid");
+        assert_eq!(fields[0], text(b":status=307"));
+        assert_eq!(fields[3], text(b"location=https://www.example.com"));
+        assert_eq!(table.size, 222);
+    }
+
+    #[test]
+    fn a_table_older_than_the_decoder_heals() {
+        let mut table = Decoder::new(false);
+        // Two references beyond what is known, an insertion, and references to it and past it.
+        assert_eq!(decode(&mut table, &[0xbe, 0xbf]).expect("valid"), [None, None]);
+        assert_eq!(decode(&mut table, b"\x40\x01a\x01b").expect("valid"), [text(b"a=b")]);
+        assert_eq!(decode(&mut table, &[0xbe, 0xbf]).expect("valid"), [text(b"a=b"), None]);
+        // A literal whose name is unknown is an entry all the same.
+        assert_eq!(decode(&mut table, b"\x7f\x00\x01c").expect("valid"), [None]);
+        assert_eq!(decode(&mut table, &[0xbe, 0xbf]).expect("valid"), [None, text(b"a=b")]);
+        // A table of no size has no secrets.
+        assert!(!table.is_whole());
+        decode(&mut table, &[0x20, 0x3f, 0xe1, 0x1f]).expect("valid");
+        assert!(table.is_whole());
+    }
+
+    #[test]
+    fn hostile_blocks() {
+        for block in [
+            &[0x80][..],
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+            &[0x40, 0x7f, 0xff, 0xff, 0xff, 0x7f],
+            &[0x00, 0x81, 0xff],
+            &[0x40],
+        ] {
+            let mut table = Decoder::new(true);
+            assert_eq!(decode(&mut table, block), Err(BadBlock), "{block:?}");
+            assert!(!table.is_whole());
+        }
+        // A bomb: one large entry, and as many references as a block has room for.
+        let mut table = Decoder::new(true);
+        let mut block = b"\x40\x01a\x7f\xa1\x1e".to_vec();
+        block.resize(block.len() + 4000, b'x');
+        decode(&mut table, &block).expect("valid");
+        let mut seen = 0;
+        table.block(&Text, &vec![0xbe; 100_000], |_| seen += 1).expect("valid");
+        assert_eq!(seen, 100_000);
+    }
+
+    /// One field as an encoder may write it: representation, index, name, value, Huffman or not.
+    fn field() -> impl Strategy<Value = (u8, usize, Vec<u8>, Vec<u8>, usize)> {
+        let word = prop::collection::vec(any::<u8>(), 0..20);
+        (0u8..6, 1usize..75, word.clone(), word, 0usize..5000)
+    }
+
+    fn write((form, index, name, value, size): (u8, usize, Vec<u8>, Vec<u8>, usize), out: &mut Vec<u8>) {
+        let mut number = |n: usize, bits: u8, high: u8| {
+            let mut bytes = loona_hpack::encoder::encode_integer(n, bits);
+            bytes[0] |= high;
+            out.append(&mut bytes);
+        };
+        let (bits, high) = match form {
+            0 | 1 => return number(index, 7, 0x80),
+            2 | 3 => (6, 0x40),
+            4 => (4, if size % 2 == 0 { 0 } else { 0x10 }),
+            _ => return number(size, 5, 0x20),
+        };
+        let named = index % 3 != 0;
+        number(if named { index } else { 0 }, bits, high);
+        let texts = if named { vec![value] } else { vec![name, value] };
+        for text in texts {
+            out.extend(loona_hpack::encoder::encode_integer(text.len(), 7));
+            out.extend(text);
+        }
+    }
+
+    proptest! {
+        /// What the reference implementation reads of a block is what is read here, whatever was inserted
+        /// and evicted before; what it refuses is refused or unknown.
+        #[test]
+        fn as_the_reference(blocks in prop::collection::vec(prop::collection::vec(field(), 0..20), 0..12)) {
+            let mut reference = loona_hpack::Decoder::new();
+            let mut ours = Decoder::new(true);
+            for fields in blocks {
+                let mut block = Vec::new();
+                // Size updates come first in a block.
+                let (updates, rest): (Vec<_>, Vec<_>) = fields.into_iter().partition(|f| f.0 == 5);
+                if !rest.is_empty() {
+                    updates.into_iter().take(1).chain(rest).for_each(|f| write(f, &mut block));
+                }
+                let read = decode(&mut ours, &block);
+                match reference.decode(&block) {
+                    Ok(wanted) => {
+                        let wanted: Fields =
+                            wanted.into_iter().map(|(n, v)| Some((n.to_vec(), v.to_vec()))).collect();
+                        prop_assert_eq!(read.expect("valid"), wanted);
+                    }
+                    Err(_) => {
+                        prop_assert!(read.is_err() || read.is_ok_and(|f| f.contains(&None)));
+                        return Ok(());
+                    }
+                }
+            }
+        }
+
+        /// A decoder that joins anywhere says the same as one that was there from the start, or that it does
+        /// not know.
+        #[test]
+        fn a_late_one_is_never_wrong(
+            blocks in prop::collection::vec(prop::collection::vec(field(), 0..20), 1..12),
+            join in 0usize..12,
+        ) {
+            let (mut whole, mut late) = (Decoder::new(true), Decoder::new(false));
+            for (i, fields) in blocks.into_iter().enumerate() {
+                let mut block = Vec::new();
+                fields.into_iter().for_each(|f| write(f, &mut block));
+                let Ok(right) = decode(&mut whole, &block) else { return Ok(()) };
+                if i >= join {
+                    let read = decode(&mut late, &block).expect("valid for the other");
+                    prop_assert_eq!(read.len(), right.len());
+                    for (read, right) in read.into_iter().zip(right) {
+                        // A reference beyond the whole table is unknown there; here it may name what the
+                        // peers evicted by a size that was agreed on before.
+                        prop_assert!(read.is_none() || right.is_none() || read == right);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes(blocks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..10)) {
+            let mut table = Decoder::new(true);
+            for block in blocks {
+                let _ = decode(&mut table, &block);
+                prop_assert!(table.memory() <= MAX_TABLE);
+            }
+        }
+    }
+}

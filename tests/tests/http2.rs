@@ -1,0 +1,430 @@
+//! HTTP/2 in every shape, byte for byte and by real programs, and gRPC: seen from both ends.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use apiscope::exchange::{Api, End, Protocol, Side};
+use apiscope_tests::{Agent, Call, Step, Want, free_port, play, play_many, program};
+
+const HERE: &str = "127.0.0.1:0";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const OK: &[u8] = &[0x88];
+
+/// A process that ends with its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
+    let mut out = vec![length[1], length[2], length[3], kind, flags];
+    out.extend(stream.to_be_bytes());
+    out.extend(payload);
+    out
+}
+
+/// A block of a request: the path is inserted into the table where `insert`.
+fn ask(method: u8, path: &str, insert: bool) -> Vec<u8> {
+    let mut block = vec![method, 0x86, if insert { 0x44 } else { 0x04 }, path.len() as u8];
+    block.extend(path.as_bytes());
+    block
+}
+
+const GET: u8 = 0x82;
+const POST: u8 = 0x83;
+
+/// What opens a session in both directions.
+fn open() -> (Vec<u8>, Vec<u8>) {
+    let settings = frame(4, 0, 0, &[0, 3, 0, 0, 0, 100]);
+    ([PREFACE, &settings].concat(), [settings, frame(4, 1, 0, &[])].concat())
+}
+
+/// Padded, with a priority, over two CONTINUATIONs, in pieces of every size, by every call.
+#[test]
+fn frames_at_every_split() {
+    let (client, server) = open();
+    let mut sessions = Vec::new();
+    let mut wanted = Vec::new();
+    for (i, split) in [1, 2, 3, 8, 9, 10, 100, 100_000].into_iter().enumerate() {
+        for (k, call) in [Call::Write, Call::Writev, Call::Send, Call::Sendmsg].into_iter().enumerate() {
+            let path = format!("/split/{i}/{k}");
+            let block = ask(POST, &path, true);
+            let head = [&[3, 0, 0, 0, 0, 9][..], &block[..2], &[0; 3]].concat();
+            let rq = [
+                frame(1, 0x28, 1, &head),
+                frame(9, 0, 1, &block[2..5]),
+                frame(8, 0, 0, &[0, 0, 1, 0]),
+                frame(9, 4, 1, &block[5..]),
+                frame(0, 8, 1, &[&[5][..], &[b'q'; 700], &[0; 5]].concat()),
+                frame(6, 0, 0, &[1; 8]),
+                frame(0, 1, 1, &[b'q'; 300]),
+            ]
+            .concat();
+            let rs = [
+                frame(1, 4, 1, b"\x08\x03103"),
+                frame(1, 4, 1, OK),
+                frame(0, 0, 1, &[b's'; 5000]),
+                frame(0, 1, 1, &[]),
+            ]
+            .concat();
+            sessions.push(vec![
+                Step::client(client.clone()).split(split).by(call),
+                Step::server(server.clone()).split(split).by(call),
+                Step::client(rq.clone()).split(split).by(call),
+                Step::server(rs.clone()).split(split).by(call),
+            ]);
+            // WINDOW_UPDATE and PING belong to no stream.
+            let request = rq.len() - 13 - 17;
+            wanted.push(Want {
+                request_bytes: Some(request as u64),
+                response_bytes: Some(rs.len() as u64),
+                ..Want::any("POST", path, 200).bodies(1000, 5000)
+            });
+        }
+    }
+    let agent = Agent::shared();
+    let server = play_many(HERE, &sessions);
+    agent.expect(&server, &wanted);
+    assert!(agent.seen(&server, Side::Server).iter().all(|e| e.protocol == Protocol::Http2));
+}
+
+/// A hundred streams that are answered in another order, with paths out of the table; unix sockets too.
+#[test]
+fn streams_side_by_side_and_out_of_order() {
+    let (client, server) = open();
+    let mut asked = client;
+    for i in 0..100_u32 {
+        // Every path is sent twice: literally, then as the newest entry of the table.
+        let block = if i % 2 == 0 { ask(GET, &format!("/o/{i}"), true) } else { vec![GET, 0x86, 0xbe] };
+        asked.extend(frame(1, 5, 2 * i + 1, &block));
+    }
+    let mut answered = server;
+    for i in (0..100_u32).rev() {
+        answered.extend(frame(1, 4, 2 * i + 1, OK));
+    }
+    for i in 0..100_u32 {
+        answered.extend(frame(0, 1, 2 * i + 1, &vec![b'x'; i as usize]));
+    }
+    let steps = [Step::client(asked).split(1000), Step::server(answered).split(777)];
+    let wanted: Vec<_> = (0..100).map(|i| Want::any("GET", format!("/o/{}", i / 2 * 2), 200).bodies(0, i)).collect();
+    let unix = format!("unix:{}/apiscope-h2-{}", std::env::temp_dir().display(), std::process::id());
+    for address in [HERE, &unix] {
+        let server = play(address, &steps);
+        for side in [Side::Server, Side::Client] {
+            let agent = Agent::shared();
+            agent.expect_side(
+                &server,
+                side,
+                &wanted.iter().map(|w| Want { response_body: None, ..w.clone() }).collect::<Vec<_>>(),
+            );
+            let sum: u64 = agent.seen(&server, side).iter().filter_map(|e| e.response_body_bytes).sum();
+            assert_eq!(sum, 99 * 100 / 2, "{side} at {server}");
+        }
+    }
+}
+
+#[test]
+fn streams_that_end_early() {
+    let (client, server) = open();
+    let ask = |id: u32, path: &str| frame(1, 4, id, &ask(POST, path, false));
+    let steps = [
+        Step::client(client),
+        Step::server(server),
+        Step::client([ask(1, "/cancelled"), ask(3, "/early"), ask(5, "/refused"), ask(7, "/left")].concat()),
+        Step::client(frame(3, 0, 1, &8u32.to_be_bytes())),
+        Step::server([frame(1, 5, 3, b"\x8d"), frame(3, 0, 3, &[0; 4])].concat()),
+        Step::server(frame(3, 0, 5, &7u32.to_be_bytes())),
+    ];
+    let server = play(HERE, &steps);
+    Agent::shared().expect(
+        &server,
+        &[
+            Want::any("POST", "/cancelled", 0).ending(End::Reset),
+            Want::any("POST", "/early", 404),
+            Want::any("POST", "/refused", 0).ending(End::Reset),
+            Want { end: None, ..Want::any("POST", "/left", 0) },
+        ],
+    );
+    let seen = Agent::shared().seen(&server, Side::Server);
+    let code = |path: &str| seen.iter().find(|e| e.path.as_deref() == Some(path)).and_then(|e| e.stream_error);
+    assert_eq!((code("/cancelled"), code("/refused"), code("/early")), (Some(8), Some(7), None));
+}
+
+/// `Upgrade: h2c` (RFC 7540 section 3.2), with what follows in the same call or in others.
+#[test]
+fn h2c_by_upgrade() {
+    let (client, server) = open();
+    for together in [true, false] {
+        let path = format!("/upgraded/{together}");
+        let rq = format!(
+            "GET {path} HTTP/1.1\r\nHost: t\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+        );
+        let switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec();
+        let first = [frame(1, 4, 1, OK), frame(0, 1, 1, b"hello")].concat();
+        let mut steps = vec![Step::client(rq.as_bytes())];
+        if together {
+            steps.push(Step::server([&switching[..], &server, &first].concat()));
+            steps.push(Step::client(client.clone()));
+        } else {
+            steps.extend([
+                Step::server(switching),
+                Step::client(client.clone()).split(5),
+                Step::server(server.clone()),
+            ]);
+            steps.push(Step::server(first));
+        }
+        steps.push(Step::client(frame(1, 5, 3, &ask(GET, "/second", false))));
+        steps.push(Step::server(frame(1, 5, 3, b"\x89")));
+        let at = play(HERE, &steps);
+        Agent::shared().expect(
+            &at,
+            &[
+                Want { request_bytes: Some(rq.len() as u64), ..Want::any("GET", path, 200).bodies(0, 5) },
+                Want::any("GET", "/second", 204).bodies(0, 0),
+            ],
+        );
+    }
+}
+
+/// What is no HTTP/2 after all makes no exchange, and harms nobody.
+#[test]
+fn hostile_frames() {
+    let (client, server) = open();
+    let good = |path: &str| {
+        [
+            Step::client([&client[..], &frame(1, 5, 1, &ask(GET, path, false))].concat()),
+            Step::server([&server[..], &frame(1, 5, 1, OK)].concat()),
+        ]
+    };
+    let noise: Vec<u8> = (0..4000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut sessions = Vec::new();
+    for (i, bad) in [
+        [&frame(1, 4, 0, b"x")[..], &noise].concat(),
+        [&frame(9, 4, 3, b"\xff\xff\xff\xff\xff")[..], &noise].concat(),
+        frame(1, 0x2d, 3, &[200, 0, 0, 0, 0, 0]),
+        frame(5, 4, 1, &[0]),
+        frame(7, 0, 0, &[0xff; 8]),
+        noise.clone(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut steps = good(&format!("/hostile/{i}")).to_vec();
+        steps.extend([Step::client(bad.clone()), Step::server(bad)]);
+        sessions.push(steps);
+    }
+    // A preface that is none, and a server that only looks like one.
+    sessions.push(vec![Step::client([PREFACE, &noise].concat()), Step::server(noise.clone())]);
+    sessions.push(vec![Step::server([0, 0, 6, 4, 0].to_vec()), Step::client(noise.clone()), Step::server(noise)]);
+    let server = play_many(HERE, &sessions);
+    let wanted: Vec<_> = (0..6).map(|i| Want::any("GET", format!("/hostile/{i}"), 200)).collect();
+    Agent::shared().expect(&server, &wanted);
+}
+
+fn wait_for(port: u16) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < end, "nothing listens at {port}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// nginx and h2load with 1, 8 and 100 streams a connection; curl, whose connections have one.
+#[test]
+fn nginx_with_h2load_and_curl() {
+    let agent = Agent::shared();
+    let port = free_port();
+    let folder = std::env::temp_dir().join(format!("apiscope-nginx-{}-h2", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let f = folder.display();
+    let text = format!(
+        "daemon off; worker_processes 1; pid {f}/pid; error_log {f}/error.log; user root; events {{ worker_connections 2048; }}
+        http {{ access_log off; client_body_temp_path {f}/b; proxy_temp_path {f}/p; fastcgi_temp_path {f}/f; uwsgi_temp_path {f}/u;
+        scgi_temp_path {f}/s; keepalive_requests 10000000; http2_max_concurrent_streams 512;
+        server {{ listen 127.0.0.1:{port} http2; location / {{ return 200 ok; }} }} }}"
+    );
+    std::fs::write(folder.join("nginx.conf"), text).expect("writable");
+    let nginx = Command::new(program("nginx"))
+        .args(["-g", "master_process off;", "-p"])
+        .arg(&folder)
+        .arg("-c")
+        .arg(folder.join("nginx.conf"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nginx starts");
+    let _server = Process(nginx);
+    wait_for(port);
+    let lost = agent.lost();
+    let mut wanted = Vec::new();
+    for (connections, streams) in [(1, 1), (4, 8), (2, 100)] {
+        let path = format!("/h/{streams}");
+        let out = Command::new(program("h2load"))
+            .args(["-t1", "-n2000", &format!("-c{connections}"), &format!("-m{streams}")])
+            .arg(format!("http://127.0.0.1:{port}{path}"))
+            .output()
+            .expect("h2load starts");
+        assert!(String::from_utf8_lossy(&out.stdout).contains("2000 succeeded"), "{out:?}");
+        wanted.extend(std::iter::repeat_n(Want::any("GET", path, 200).bodies(0, 2), 2000));
+    }
+    let url = format!("http://127.0.0.1:{port}/curl");
+    let status = Command::new(program("curl"))
+        .args(["-sf", "-o", "/dev/null", "--http2-prior-knowledge", &url])
+        .status()
+        .expect("curl starts");
+    assert!(status.success());
+    wanted.push(Want::any("GET", "/curl", 200).bodies(0, 2));
+    agent.expect(&format!("127.0.0.1:{port}"), &wanted);
+    assert_eq!(agent.lost(), lost);
+    std::fs::remove_dir_all(folder).expect("removable");
+}
+
+/// A session whose header table is full before the agent comes: what it sends from then on is seen, by what
+/// can be known of it.
+#[test]
+fn node_with_a_session_older_than_the_agent() {
+    let port = free_port();
+    let code = format!(
+        "const http2 = require('http2');
+        const server = http2.createServer((q, r) => {{ q.resume(); q.on('end', () => r.end('ok')); }});
+        server.listen({port}, '127.0.0.1', async () => {{
+          const s = http2.connect('http://127.0.0.1:{port}');
+          const get = p => new Promise(r => {{ const q = s.request({{ ':path': p, 'x-same': 'value' }}); q.resume(); q.on('end', r); q.end(); }});
+          for (let i = 0; i < 20; i++) await get('/early/' + i);
+          console.log('ready');
+          process.stdin.once('data', async () => {{
+            await Promise.all([...Array(50).keys()].map(i => get('/fresh/' + i)));
+            console.log('done');
+          }});
+        }});"
+    );
+    let mut node = Command::new(program("node"))
+        .args(["-e", &code])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("node starts");
+    let mut lines = BufReader::new(node.stdout.take().expect("piped"));
+    let mut input = node.stdin.take().expect("piped");
+    let _node = Process(node);
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a line");
+    assert_eq!(line.trim(), "ready");
+    let agent = Agent::start("late-h2", &[]);
+    std::io::Write::write_all(&mut input, b"go\n").expect("it reads");
+    line.clear();
+    lines.read_line(&mut line).expect("a line");
+    assert_eq!(line.trim(), "done");
+    let wanted: Vec<_> = (0..50).map(|i| Want::any("GET", format!("/fresh/{i}"), 200).bodies(0, 2)).collect();
+    agent.expect(&format!("127.0.0.1:{port}"), &wanted);
+    agent.stop();
+}
+
+/// A Python that has grpcio.
+fn python() -> std::path::PathBuf {
+    [program("python3"), "/usr/bin/python3".into()]
+        .into_iter()
+        .find(|p| Command::new(p).args(["-c", "import grpc"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success()))
+        .unwrap_or_else(|| panic!("no python3 has grpcio: `cargo xtask setup` installs python3-grpcio"))
+}
+
+/// Every kind of call; one that lasts is seen while it lasts, with its messages so far.
+#[test]
+fn grpc_calls_of_every_kind() {
+    let agent = Agent::shared();
+    let port = free_port();
+    let code = format!(
+        "import sys, threading, grpc
+from concurrent import futures
+go = threading.Event()
+def fail(r, c): c.abort(grpc.StatusCode.NOT_FOUND, 'no')
+def stream(r, c):
+    for _ in range(3): yield b'm' * 100
+def slow(r, c):
+    yield b'first'
+    go.wait()
+    yield b'x' * 100000
+H = {{
+  'Unary': grpc.unary_unary_rpc_method_handler(lambda r, c: r),
+  'Fail': grpc.unary_unary_rpc_method_handler(fail),
+  'Stream': grpc.unary_stream_rpc_method_handler(stream),
+  'Slow': grpc.unary_stream_rpc_method_handler(slow),
+  'Collect': grpc.stream_unary_rpc_method_handler(lambda it, c: b''.join(it)),
+  'Both': grpc.stream_stream_rpc_method_handler(lambda it, c: (m for m in it)),
+}}
+s = grpc.server(futures.ThreadPoolExecutor(8))
+s.add_generic_rpc_handlers((grpc.method_handlers_generic_handler('t.Echo', H),))
+s.add_insecure_port('127.0.0.1:{port}')
+s.start()
+with grpc.insecure_channel('127.0.0.1:{port}') as ch:
+    u = ch.unary_unary('/t.Echo/Unary')
+    for f in [u.future(b'x' * i) for i in range(50)]: f.result()
+    try: ch.unary_unary('/t.Echo/Fail')(b'')
+    except grpc.RpcError: pass
+    list(ch.unary_stream('/t.Echo/Stream')(b''))
+    ch.stream_unary('/t.Echo/Collect')(iter([b'a' * 30000] * 7))
+    list(ch.stream_stream('/t.Echo/Both')(iter([b'b'] * 4)))
+    it = ch.unary_stream('/t.Echo/Slow')(b'')
+    next(it)
+    print('slow', flush=True)
+    sys.stdin.readline()
+    go.set()
+    list(it)
+print('done', flush=True)"
+    );
+    let mut child = Command::new(python())
+        .args(["-c", &code])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    let mut input = child.stdin.take().expect("piped");
+    let _child = Process(child);
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a line");
+    assert_eq!(line.trim(), "slow");
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        // A busy machine may take longer than the agent waits for a snapshot.
+        let snapshot = agent.snapshot().unwrap_or_default();
+        let slow: Vec<_> = snapshot.live.iter().filter(|l| l.route == "/t.Echo/Slow").collect();
+        if slow.len() == 2 {
+            assert!(slow.iter().all(|l| l.api == "grpc" && l.request_messages == 1 && l.response_messages == 1));
+            assert!(snapshot.lasting["grpc"] >= 2);
+            break;
+        }
+        assert!(Instant::now() < end, "the call is not seen while it lasts: {:?}", snapshot.live);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::io::Write::write_all(&mut input, b"go\n").expect("it reads");
+    line.clear();
+    lines.read_line(&mut line).expect("a line");
+    let server = format!("127.0.0.1:{port}");
+    let call = |method: &str| Want::any("POST", format!("/t.Echo/{method}"), 200);
+    let mut wanted = vec![call("Unary"); 50];
+    wanted.extend(["Fail", "Stream", "Collect", "Both", "Slow"].map(call));
+    agent.expect(&server, &wanted);
+    for side in [Side::Server, Side::Client] {
+        let seen = agent.seen(&server, side);
+        let of = |method: &str| {
+            let path = format!("/t.Echo/{method}");
+            seen.iter().find(|e| e.path.as_deref() == Some(&*path)).map(|e| (e.api, e.grpc_status, e.messages))
+        };
+        assert_eq!(of("Unary"), Some((Api::Grpc, Some(0), Some([1, 1]))));
+        assert_eq!(of("Fail"), Some((Api::Grpc, Some(5), Some([1, 0]))));
+        assert_eq!(of("Stream"), Some((Api::Grpc, Some(0), Some([1, 3]))));
+        assert_eq!(of("Collect"), Some((Api::Grpc, Some(0), Some([7, 1]))));
+        assert_eq!(of("Both"), Some((Api::Grpc, Some(0), Some([4, 4]))));
+        assert_eq!(of("Slow"), Some((Api::Grpc, Some(0), Some([1, 2]))));
+        assert!(seen.iter().any(|e| e.path.as_deref() == Some("/t.Echo/Slow") && e.duration_ns > 1_000_000_000));
+    }
+}
