@@ -2,6 +2,8 @@
 //! and why; which process's TLS is or is not read. Facts are collected here, judged by [`Report::judge`],
 //! drawn by [`Report::text`].
 
+mod container;
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::Serialize;
@@ -99,6 +101,8 @@ const SYS_PTRACE: u32 = 19;
 #[must_use]
 pub fn examine() -> Report {
     let mut report = Report::judge(&facts());
+    let socket = crate::config::Config::load(None).unwrap_or_default().agent.socket;
+    report.checks.extend(container::Facts::collect(local::snapshot(&socket).ok().as_ref()).checks());
     report.tls = tls_processes(Path::new("/proc"));
     report
 }

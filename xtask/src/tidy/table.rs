@@ -65,7 +65,7 @@ pub const MODULES: [Module; 28] = [
         &["accesslog", "params", "recording", "route", "aggregate", "inventory", "detect", "table", "report"],
     ),
     module("simulate", &["replay", "params", "route", "aggregate", "inventory", "detect", "report"]),
-    module("doctor", &["probe", "identity", "local"]),
+    module("doctor", &["probe", "identity", "local", "table"]),
     module(PIPELINE, &[ANY]),
 ];
 
