@@ -1,13 +1,11 @@
 //! A Debian package (`deb(5)`): an `ar` archive of a version, control files and files.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{
     Program,
     archive::{self, Entry},
 };
-use crate::place;
-
 /// The agent as a service of systemd: root's name, four capabilities, a read-only system.
 const UNIT: &str = "\
 [Unit]
@@ -86,20 +84,21 @@ if [ -d /run/systemd/system ]; then
 fi
 ";
 
+const MAINTAINER: &str = "apiscope <maintainers@apiscope.invalid>";
+
 /// Makes the package.
 ///
 /// # Errors
-/// The licence cannot be read.
+/// A path is too long for a tar archive.
 pub fn build(program: &Program, sbom: &[u8]) -> Result<Vec<u8>> {
-    let license = std::fs::read_to_string(place::root().join("LICENSE")).context("failed to read LICENSE")?;
-    let copyright = format!(
-        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: apiscope\n\n\
-         Files: *\nCopyright: the authors of apiscope\nLicense: Apache-2.0\n{}\n",
-        license
-            .lines()
-            .map(|l| if l.trim().is_empty() { " .".to_owned() } else { format!(" {l}") })
-            .collect::<Vec<_>>()
-            .join("\n")
+    let copyright = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: apiscope\n\n\
+         Files: *\nCopyright: 2026 the authors of apiscope\nLicense: Apache-2.0\n \
+         On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n";
+    let day = &program.date;
+    let changelog = format!(
+        "apiscope ({}) unstable; urgency=medium\n\n  * Commit {}.\n\n -- {MAINTAINER}  {day}\n",
+        env!("CARGO_PKG_VERSION"),
+        program.revision
     );
     let folders = [
         "etc/",
@@ -119,6 +118,7 @@ pub fn build(program: &Program, sbom: &[u8]) -> Result<Vec<u8>> {
         Entry::file("etc/default/apiscope", 0o644, DEFAULTS),
         Entry::file("usr/bin/apiscope", 0o755, program.bytes.clone()),
         Entry::file("usr/lib/systemd/system/apiscope.service", 0o644, UNIT),
+        Entry::file("usr/share/doc/apiscope/changelog.gz", 0o644, archive::gzip(changelog.as_bytes())?),
         Entry::file("usr/share/doc/apiscope/copyright", 0o644, copyright),
         Entry::file("usr/share/doc/apiscope/sbom.cdx.json", 0o644, sbom),
     ];
@@ -126,20 +126,19 @@ pub fn build(program: &Program, sbom: &[u8]) -> Result<Vec<u8>> {
     tree.extend(files.iter().cloned());
     let kib = files.iter().map(|f| f.content.len()).sum::<usize>().div_ceil(1024);
     let control = format!(
-        "Package: apiscope\nVersion: {}\nArchitecture: {}\nMaintainer: apiscope <maintainers@apiscope.invalid>\n\
+        "Package: apiscope\nVersion: {}\nArchitecture: {}\nMaintainer: {MAINTAINER}\n\
          Installed-Size: {kib}\nSection: net\nPriority: optional\nHomepage: {}\n\
          Description: API telemetry from the kernel\n \
-         Sees every HTTP API of a machine by eBPF, without touching an application, and exports\n \
-         endpoints, rates, errors and latencies as OpenTelemetry. Metadata only.\n",
+         Sees every HTTP API of a machine by eBPF, without touching an application,\n \
+         and exports endpoints, rates, errors and latencies as OpenTelemetry. Metadata\n \
+         only: no body, credential or query value leaves the capture path.\n",
         env!("CARGO_PKG_VERSION"),
         program.arch,
         env!("CARGO_PKG_REPOSITORY"),
     );
-    let sums: String = files.iter().map(|f| format!("{}  {}\n", crate::sources::sha256(&f.content), f.path)).collect();
     let control = [
         Entry::file("control", 0o644, control),
         Entry::file("conffiles", 0o644, "/etc/apiscope/config.toml\n/etc/default/apiscope\n"),
-        Entry::file("sha256sums", 0o644, sums),
         Entry::file("postinst", 0o755, AFTER_INSTALL),
         Entry::file("prerm", 0o755, BEFORE_REMOVE),
         Entry::file("postrm", 0o755, AFTER_REMOVE),

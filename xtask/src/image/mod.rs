@@ -37,6 +37,9 @@ pub struct Options {
     /// Name and tag of the image.
     #[arg(long, default_value = concat!("ghcr.io/apiscope/apiscope:", env!("CARGO_PKG_VERSION")))]
     name: String,
+    /// A static program that was built before, instead of building it now.
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// Folder for what is made [default: target/dist].
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
@@ -47,7 +50,7 @@ pub struct Options {
 /// # Errors
 /// The build fails, or the image is too large.
 pub fn image(options: &Options) -> Result<()> {
-    let program = Program::build(&options.arch)?;
+    let program = Program::get(options)?;
     let sbom = program.sbom()?;
     let mut files = vec![
         Entry::folder("etc/"),
@@ -92,7 +95,9 @@ pub fn image(options: &Options) -> Result<()> {
         mib(built.compressed),
         mib(built.unpacked)
     );
-    println!("  load: ctr -n k8s.io images import FILE; podman load -i FILE; docker load -i FILE");
+    println!(
+        "  load: ctr -n k8s.io images import FILE; podman load -i FILE; push: skopeo copy oci-archive:FILE:TAG docker://…"
+    );
     if built.unpacked > MOST {
         bail!("the image is larger than {}", mib(MOST));
     }
@@ -104,7 +109,7 @@ pub fn image(options: &Options) -> Result<()> {
 /// # Errors
 /// The build fails.
 pub fn deb(options: &Options) -> Result<()> {
-    let program = Program::build(&options.arch)?;
+    let program = Program::get(options)?;
     let package = deb::build(&program, &serde_json::to_vec_pretty(&program.sbom()?)?)?;
     let file = folder(options)?.join(format!("apiscope_{}_{}.deb", env!("CARGO_PKG_VERSION"), options.arch));
     fs::write(&file, &package).with_context(|| format!("failed to write {}", file.display()))?;
@@ -133,28 +138,18 @@ pub struct Program {
 }
 
 impl Program {
-    fn build(arch: &str) -> Result<Self> {
+    fn get(options: &Options) -> Result<Self> {
+        let arch = options.arch.clone();
         let target = TARGETS.iter().find(|(_, a)| *a == arch).map(|(t, _)| *t).context("an unknown architecture")?;
-        let libraries = step::output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
-        if !Path::new(libraries.trim()).is_dir() {
-            bail!("Rust's standard library for {target} is not installed: `rustup target add {target}`");
-        }
-        // Of its own: the flags are others than those of the usual build, which would be thrown away.
-        let folder = place::target().join("image");
-        let mut build = setup::cargo();
-        build.args(["build", "--release", "--locked", "--package", "apiscope", "--target", target]).arg("--target-dir");
-        build
-            .arg(&folder)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
-        if target.starts_with("aarch64") && env::consts::ARCH != "aarch64" {
-            build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
-        }
-        step::plainly(&mut build)?;
-        let path = folder.join(target).join("release/apiscope");
+        let path = match &options.program {
+            Some(path) => path.clone(),
+            None => build(target)?,
+        };
         let bytes = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        if bytes.windows(8).any(|w| w == b"ld-linux") {
-            bail!("{} asks for a dynamic linker: it is not static", path.display());
+        match kind(&bytes) {
+            Some((machine, false)) if machine == if arch == "amd64" { 62 } else { 183 } => {}
+            Some((_, true)) => bail!("{} asks for a dynamic linker: it is not static", path.display()),
+            _ => bail!("{} is no program for {arch}", path.display()),
         }
         let git = |arguments: &[&str]| {
             let mut command = Command::new("git");
@@ -163,12 +158,64 @@ impl Program {
         };
         let time = git(&["log", "-1", "--format=%ct"]).parse().unwrap_or(0);
         let date = git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]);
-        Ok(Self { target, arch: arch.to_owned(), bytes, revision: git(&["rev-parse", "HEAD"]), time, date })
+        Ok(Self { target, arch, bytes, revision: git(&["rev-parse", "HEAD"]), time, date })
     }
 
     fn sbom(&self) -> Result<serde_json::Value> {
         let glibc = step::output(Command::new("ldd").arg("--version"))?;
         let glibc = glibc.lines().next().and_then(|l| l.rsplit(' ').next()).unwrap_or_default().to_owned();
         sbom::document(self.target, &sha256(&self.bytes), &[("glibc", glibc, "LGPL-2.1-or-later")])
+    }
+}
+
+/// Builds the program with its C library linked in.
+fn build(target: &str) -> Result<PathBuf> {
+    let libraries = step::output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
+    if !Path::new(libraries.trim()).is_dir() {
+        bail!("Rust's standard library for {target} is not installed: `rustup target add {target}`");
+    }
+    // Of its own: the flags are others than those of the usual build, which would be thrown away.
+    let folder = place::target().join("image");
+    let mut build = setup::cargo();
+    build.args(["build", "--release", "--locked", "--package", "apiscope", "--target", target]).arg("--target-dir");
+    build
+        .arg(&folder)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+    if target.starts_with("aarch64") && env::consts::ARCH != "aarch64" {
+        build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+    }
+    step::plainly(&mut build)?;
+    Ok(folder.join(target).join("release/apiscope"))
+}
+
+/// Machine of a 64-bit ELF program (`e_machine`), and whether it asks for a dynamic linker (`PT_INTERP`).
+fn kind(elf: &[u8]) -> Option<(u16, bool)> {
+    const INTERPRETER: u32 = 3;
+    let short = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));
+    if !elf.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let headers = usize::try_from(u64::from_le_bytes(elf.get(32..40)?.try_into().ok()?)).ok()?;
+    let (size, count) = (usize::from(short(54)?), usize::from(short(56)?));
+    let asks = (0..count).any(|i| {
+        let at = headers.saturating_add(i * size);
+        elf.get(at..at.saturating_add(4)).is_some_and(|t| t == INTERPRETER.to_le_bytes())
+    });
+    Some((short(18)?, asks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_what_is_none() {
+        let own = fs::read("/proc/self/exe").expect("this test");
+        let machine = if env::consts::ARCH == "x86_64" { 62 } else { 183 };
+        // Tests are linked dynamically.
+        assert_eq!(kind(&own), Some((machine, true)));
+        assert_eq!(kind(b"\x7fELF\x02\x01"), None);
+        assert_eq!(kind(b"#!/bin/sh"), None);
     }
 }
