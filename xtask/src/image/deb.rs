@@ -94,7 +94,7 @@ pub fn build(program: &Program, sbom: &[u8]) -> Result<Vec<u8>> {
     let copyright = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: apiscope\n\n\
          Files: *\nCopyright: 2026 the authors of apiscope\nLicense: Apache-2.0\n \
          On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n";
-    let day = &program.date;
+    let day = &program.mail_date;
     let changelog = format!(
         "apiscope ({}) unstable; urgency=medium\n\n  * Commit {}.\n\n -- {MAINTAINER}  {day}\n",
         env!("CARGO_PKG_VERSION"),

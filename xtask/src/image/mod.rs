@@ -135,6 +135,8 @@ pub struct Program {
     /// Time of the commit, s since the epoch, and as text.
     time: u64,
     date: String,
+    /// As mail and changelogs write it.
+    mail_date: String,
 }
 
 impl Program {
@@ -158,7 +160,8 @@ impl Program {
         };
         let time = git(&["log", "-1", "--format=%ct"]).parse().unwrap_or(0);
         let date = git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]);
-        Ok(Self { target, arch, bytes, revision: git(&["rev-parse", "HEAD"]), time, date })
+        let mail_date = git(&["log", "-1", "--format=%cD"]);
+        Ok(Self { target, arch, bytes, revision: git(&["rev-parse", "HEAD"]), time, date, mail_date })
     }
 
     fn sbom(&self) -> Result<serde_json::Value> {
