@@ -26,7 +26,7 @@ impl Outside for Sink {
     }
     fn exchange(&mut self, exchange: Exchange) {
         let exchange = &exchange;
-        let route = self.routes.route(&exchange.method, exchange.path.as_deref());
+        let route = self.routes.route(exchange);
         self.endpoints.record(exchange, &route.template, route.source);
     }
     fn is_gone(&mut self, _: u32) -> bool {

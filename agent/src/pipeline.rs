@@ -528,7 +528,7 @@ impl Inner {
             }
         }
         self.stats.exchanges[usize::from(exchange.side == Side::Client)].fetch_add(1, Ordering::Relaxed);
-        let route = self.routes.route(&exchange.method, exchange.path.as_deref());
+        let route = self.routes.route(exchange);
         let endpoint = self.endpoints.record(exchange, &route.template, route.source);
         if let (Some(detectors), Some(at)) = (&mut self.detectors, endpoint) {
             let params = self.params.params(exchange.path.as_deref().unwrap_or_default(), &route.template);

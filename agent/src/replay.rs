@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -15,9 +16,9 @@ use crate::{
     aggregate::{EndpointView, Endpoints},
     config::Config,
     detect::{Coverage, Engine, Finding},
-    exchange::Exchange,
+    exchange::{Exchange, Method},
     params::ParamHasher,
-    route::Routes,
+    route::{self, Routes},
 };
 
 /// Longest line that is read; the rest of a longer one is passed over and the line counted.
@@ -47,7 +48,7 @@ pub struct Report {
 /// # Errors
 /// A file cannot be read or written. Lines that are no exchange are counted, not errors.
 pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyhow::Result<Report> {
-    let mut out = match routes {
+    let out = match routes {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("failed to make {}", path.display()))?;
             Some(BufWriter::new(file))
@@ -61,6 +62,7 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
     // What is replayed is in the files already: the hashes need no secret, but be the same every time.
     let hasher = ParamHasher::new([0; 16]);
     let mut last = 0;
+    let mut asked = Vec::new();
     for path in files {
         let context = || format!("failed to read {}", path.display());
         let stdin = path == Path::new("-");
@@ -84,9 +86,9 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
             };
             match exchange {
                 Ok(exchange) => {
-                    let route = finder.route(&exchange.method, exchange.path.as_deref());
-                    if let Some(out) = &mut out {
-                        writeln!(out, "{}", route.template.replace(['\n', '\r', '\t'], " "))?;
+                    let route = finder.route(&exchange);
+                    if out.is_some() {
+                        asked.push(Some(Asked::new(&exchange)));
                     }
                     let endpoint = endpoints.record(&exchange, &route.template, route.source);
                     if let (Some(detectors), Some(at)) = (&mut detectors, endpoint) {
@@ -97,8 +99,8 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
                     last = last.max(exchange.ts);
                 }
                 Err(why) => {
-                    if let Some(out) = &mut out {
-                        writeln!(out, "-")?;
+                    if out.is_some() {
+                        asked.push(None);
                     }
                     let known = report.unreadable.len() < MAX_REASONS || report.unreadable.contains_key(&why);
                     *report.unreadable.entry(if known { why } else { "other".into() }).or_default() += 1;
@@ -106,7 +108,14 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
             }
         }
     }
+    finder.settle();
     if let Some(mut out) = out {
+        for line in &asked {
+            match line {
+                Some(asked) => writeln!(out, "{}", asked.route(&mut finder))?,
+                None => writeln!(out, "-")?,
+            }
+        }
         out.flush()?;
     }
     report.endpoints = endpoints.view(last);
@@ -116,6 +125,24 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
     }
     report.endpoints.sort_by(|a, b| b.requests.cmp(&a.requests).then_with(|| a.route.cmp(&b.route)));
     Ok(report)
+}
+
+/// What the final route of a line is asked with: routes are known when the last line was read.
+struct Asked {
+    service: Arc<str>,
+    method: Method,
+    path: Option<Box<str>>,
+}
+
+impl Asked {
+    fn new(exchange: &Exchange) -> Self {
+        Self { service: exchange.service.clone(), method: exchange.method.clone(), path: exchange.path.clone() }
+    }
+
+    fn route(&self, routes: &mut Routes) -> String {
+        let Some(path) = self.path.as_deref() else { return route::UNKNOWN.into() };
+        routes.current(&self.service, &self.method, path).template.replace(['\n', '\r', '\t'], " ")
+    }
 }
 
 /// What is wrong with a JSON line, without its position and values, so that equal faults are one reason.

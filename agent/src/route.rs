@@ -1,101 +1,337 @@
-//! Path -> route, by the shape of each segment alone: `/users/42` is `/users/{int}`. Learning routes
-//! from what distinguishes real ids from words is a capability of its own; this is the floor it will
-//! stand on, and it never turns a word into a parameter.
+//! Path -> route: `/users/42` is `/users/{int}`, and `/users/anna` is `/users/{id}` once traffic has shown
+//! that users' names keep coming.
 //!
-//! Operator patterns (`/files/{name}`, a `{…}` segment takes anything) come before shapes.
+//! Where a route comes from, in this order: documents of the operator (`documented`), patterns of the
+//! operator (`config`), what traffic showed (`learned`), the shape of the segments alone (`typed`).
+//!
+//! - `shape`: what a segment's characters say.
+//! - `evidence`: what was seen, one bounded trie per service.
+//! - `decide`: evidence -> table of routes, anew whenever enough has been added.
+//!
+//! The way of a known path is one look-up in a map of its service, without allocation. Decisions are made anew as
+//! evidence comes in, so a route may change its name; whoever keeps state by route asks [`Routes::changed`] and
+//! moves it with [`Routes::current`].
+//!
+//! Deterministic: the same exchanges in the same order give the same routes. Time is what the exchanges say.
 
-use std::sync::Arc;
+use std::{
+    hash::{Hash as _, Hasher as _},
+    sync::Arc,
+};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
-use crate::exchange::Method;
+use crate::exchange::{Auth, Exchange, Method, Peer};
 
-/// Most paths whose route is remembered; then all are forgotten.
-const MAX_KNOWN: usize = 16_384;
-/// Longest segment that can be a word.
-const MAX_WORD: usize = 64;
-/// Most segments of a route; the rest is `{rest}`.
-const MAX_SEGMENTS: usize = 24;
+mod decide;
+mod evidence;
+pub mod shape;
+
+use decide::Table;
+use evidence::{Evidence, Witness};
+
+/// Most services that are learned; the paths of later ones have routes by shape.
+const MAX_SERVICES: usize = 512;
+/// Most paths per service whose route is remembered; then all are looked up again.
+const MAX_KNOWN: usize = 8_192;
+/// Most callers per service that are told apart.
+const MAX_CALLERS: usize = 1_024;
+/// Most paths that a service does not know and that still have a route of their own.
+const MAX_UNMATCHED: usize = 64;
 /// Route of requests whose path is not known.
 pub const UNKNOWN: &str = "{unknown}";
+/// Route of what a service does not know, beyond [`MAX_UNMATCHED`].
+pub const UNMATCHED: &str = "/{unmatched}";
 
 /// A route and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// `/users/{int}`.
     pub template: Arc<str>,
-    /// `typed` or `config`.
+    /// `documented`, `config`, `learned` or `typed`.
     pub source: &'static str,
 }
 
-/// Finds routes. Deterministic: the same path has the same route at any time.
+/// Finds and learns routes.
+#[derive(Default)]
 pub struct Routes {
-    patterns: Vec<(Vec<Box<str>>, Arc<str>)>,
-    known: FxHashMap<Box<str>, Route>,
-    templates: FxHashMap<Box<str>, Arc<str>>,
+    patterns: Patterns,
+    index: FxHashMap<Arc<str>, usize>,
+    services: Vec<Service>,
+    /// Services whose routes changed since the last question.
+    changed: Vec<Arc<str>>,
+    /// Paths of services beyond [`MAX_SERVICES`], and of those that have no service.
+    rest: Service,
+}
+
+/// Templates with a name each, first match first.
+#[derive(Debug, Default)]
+struct Patterns(Vec<(Vec<Box<str>>, Arc<str>)>);
+
+/// What is known of one service.
+struct Service {
+    name: Arc<str>,
+    documented: Patterns,
+    evidence: Evidence,
+    table: Table,
+    known: FxHashMap<Box<str>, Known>,
+    templates: FxHashSet<Arc<str>>,
+    callers: FxHashSet<u32>,
+    authenticated: u64,
+    answered: u64,
+    unmatched: usize,
+    /// New words since the last decision.
+    fresh: usize,
+    /// Answered requests at the last decision.
+    decided_at: u64,
+}
+
+/// A path that was seen lately.
+struct Known {
+    route: Route,
+    /// Node of the evidence where the path ends; `None` while no answer was evidence.
+    end: Option<u32>,
+    /// Requests since the last decision.
+    hits: u32,
 }
 
 impl Routes {
-    /// With these operator patterns, first match first.
+    /// With these operator patterns (`/files/{name}`: a `{…}` segment takes anything), first match first.
     #[must_use]
     pub fn new(patterns: &[String]) -> Self {
-        let split = |p: &String| (segments(p).map(Into::into).collect(), p.as_str().into());
-        Self {
-            patterns: patterns.iter().map(split).collect(),
-            known: FxHashMap::default(),
-            templates: FxHashMap::default(),
-        }
+        Self { patterns: Patterns::new(patterns.iter().map(String::as_str)), ..Self::default() }
     }
 
-    /// The route of a path. A path that was seen lately costs one hash.
-    pub fn route(&mut self, method: &Method, path: Option<&str>) -> Route {
-        let Some(path) = path else { return Route { template: UNKNOWN.into(), source: "typed" } };
-        if let Some(known) = self.known.get(path) {
-            return known.clone();
+    /// Routes that a document gives for a service; they come before everything else. An empty list forgets them.
+    pub fn set_documented<'t>(&mut self, service: &Arc<str>, templates: impl IntoIterator<Item = &'t str>) {
+        let service = self.service(service);
+        service.documented = Patterns::new(templates);
+        service.known.clear();
+        let name = service.name.clone();
+        self.changed.push(name);
+    }
+
+    /// The route of an exchange, which is evidence too. A path that was seen lately costs two look-ups.
+    pub fn route(&mut self, exchange: &Exchange) -> Route {
+        let Some(path) = exchange.path.as_deref() else {
+            return Route { template: UNKNOWN.into(), source: "typed" };
+        };
+        let at = match self.index.get(&exchange.service) {
+            Some(&at) => at,
+            None => self.add(&exchange.service),
+        };
+        let Self { services, rest, patterns, changed, .. } = self;
+        let service = services.get_mut(at).unwrap_or(rest);
+        let route = service.route(patterns, exchange, path);
+        if service.is_due() && service.decide() {
+            changed.push(service.name.clone());
+            return service.route_now(patterns, &exchange.method, path);
         }
-        let route = self.find(method, path);
-        if self.known.len() >= MAX_KNOWN {
-            self.known.clear();
-            self.templates.clear();
-        }
-        self.known.insert(path.into(), route.clone());
         route
     }
 
-    fn find(&mut self, method: &Method, path: &str) -> Route {
+    /// Decides all services on what was seen up to now.
+    pub fn settle(&mut self) {
+        for service in &mut self.services {
+            if service.decide() {
+                self.changed.push(service.name.clone());
+            }
+        }
+    }
+
+    /// Services whose routes may have other names now. Ask often: it is cheap.
+    pub fn changed(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The route that the paths of an earlier route have now; a path stands for itself. No evidence.
+    pub fn current(&mut self, service: &Arc<str>, method: &Method, path: &str) -> Route {
+        let at = self.index.get(service).copied();
+        let Self { services, rest, patterns, .. } = self;
+        at.and_then(|at| services.get_mut(at)).unwrap_or(rest).route_now(patterns, method, path)
+    }
+
+    fn service(&mut self, name: &Arc<str>) -> &mut Service {
+        let at = match self.index.get(name) {
+            Some(&at) => at,
+            None => self.add(name),
+        };
+        self.services.get_mut(at).unwrap_or(&mut self.rest)
+    }
+
+    fn add(&mut self, name: &Arc<str>) -> usize {
+        if self.services.len() >= MAX_SERVICES {
+            return usize::MAX;
+        }
+        self.services.push(Service { name: name.clone(), ..Service::default() });
+        self.index.insert(name.clone(), self.services.len() - 1);
+        self.services.len() - 1
+    }
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            name: "".into(),
+            documented: Patterns::default(),
+            evidence: Evidence::new(0),
+            table: Table::default(),
+            known: FxHashMap::default(),
+            templates: FxHashSet::default(),
+            callers: FxHashSet::default(),
+            authenticated: 0,
+            answered: 0,
+            unmatched: 0,
+            fresh: 0,
+            decided_at: 0,
+        }
+    }
+}
+
+impl Service {
+    fn route(&mut self, patterns: &Patterns, exchange: &Exchange, path: &str) -> Route {
+        let evident = is_evidence(exchange.status);
+        if evident {
+            self.answered += 1;
+            self.authenticated += u64::from(exchange.auth != Auth::None);
+        }
+        if let Some(known) = self.known.get_mut(path)
+            && (known.end.is_some() || !evident)
+        {
+            known.hits = known.hits.saturating_add(u32::from(evident));
+            return known.route.clone();
+        }
+        let learns = evident && exchange.method != Method::Connect && path.starts_with('/') && !self.name.is_empty();
+        let end = learns.then(|| self.learn(exchange, path));
+        let route = self.find(patterns, &exchange.method, path, evident);
+        if self.known.len() >= MAX_KNOWN {
+            self.forget();
+        }
+        self.known.insert(path.into(), Known { route: route.clone(), end, hits: 0 });
+        route
+    }
+
+    fn learn(&mut self, exchange: &Exchange, path: &str) -> u32 {
+        let who = caller(exchange);
+        if self.callers.len() < MAX_CALLERS {
+            self.callers.insert(who);
+        }
+        let witness = Witness {
+            who,
+            size: u32::try_from(exchange.response_bytes).unwrap_or(u32::MAX),
+            authenticated: exchange.auth != Auth::None,
+            now: exchange.ts,
+        };
+        let (end, new) = self.evidence.add(path, witness);
+        self.fresh += new as usize;
+        end
+    }
+
+    /// The route as of now, without remembering or learning.
+    fn route_now(&mut self, patterns: &Patterns, method: &Method, path: &str) -> Route {
+        self.find(patterns, method, path, true)
+    }
+
+    fn find(&mut self, patterns: &Patterns, method: &Method, path: &str, evident: bool) -> Route {
         if *method == Method::Connect || !path.starts_with('/') {
             // The authority form names hosts, not routes; `*` is the server itself.
             let template = if path == "*" { "*" } else { "{authority}" };
             return Route { template: template.into(), source: "typed" };
         }
-        if let Some((_, template)) = self.patterns.iter().find(|(pattern, _)| matches(pattern, path)) {
-            return Route { template: template.clone(), source: "config" };
+        if let Some(template) = self.documented.find(path) {
+            return Route { template, source: "documented" };
         }
-        let mut template = String::with_capacity(path.len());
-        for (i, segment) in segments(path).enumerate() {
-            template.push('/');
-            if i == MAX_SEGMENTS {
-                template.push_str("{rest}");
-                break;
+        if let Some(template) = patterns.find(path) {
+            return Route { template, source: "config" };
+        }
+        let mut text = String::with_capacity(path.len() + 8);
+        let known = self.table.route(path, &mut text);
+        if text.is_empty() || (path.ends_with('/') && path.len() > 1) {
+            text.push('/');
+        }
+        if !known && !evident && !self.templates.contains(text.as_str()) {
+            if self.unmatched >= MAX_UNMATCHED {
+                return Route { template: UNMATCHED.into(), source: "typed" };
             }
-            match parameter(segment) {
-                Some(kind) => template.push_str(kind),
-                None => template.push_str(segment),
-            }
+            self.unmatched += 1;
         }
-        if template.is_empty() || (path.ends_with('/') && path.len() > 1) {
-            template.push('/');
-        }
-        let shared = match self.templates.get(template.as_str()) {
+        let template = match self.templates.get(text.as_str()) {
             Some(shared) => shared.clone(),
             None => {
-                let shared: Arc<str> = template.as_str().into();
-                self.templates.insert(template.into(), shared.clone());
+                if self.templates.len() >= 2 * MAX_KNOWN {
+                    self.templates.clear();
+                }
+                let shared: Arc<str> = text.into();
+                self.templates.insert(shared.clone());
                 shared
             }
         };
-        Route { template: shared, source: "typed" }
+        Route { template, source: if known { "learned" } else { "typed" } }
     }
+
+    /// Is there so much new evidence that another decision is worth its cost?
+    fn is_due(&self) -> bool {
+        self.fresh > 3 + self.evidence.nodes.len() / 8 || self.answered > 16 + 2 * self.decided_at
+    }
+
+    /// Decides anew; true when any route may have changed.
+    fn decide(&mut self) -> bool {
+        for known in self.known.values_mut().filter(|k| k.hits > 0) {
+            if let Some(end) = known.end {
+                self.evidence.again(end, std::mem::take(&mut known.hits));
+            }
+        }
+        self.fresh = 0;
+        self.decided_at = self.answered;
+        let service =
+            decide::Service { callers: self.callers.len(), authenticated: self.authenticated * 2 > self.answered };
+        let table = decide::decide(&self.evidence, service);
+        if table == self.table {
+            return false;
+        }
+        self.table = table;
+        self.known.clear();
+        self.templates.clear();
+        true
+    }
+
+    /// Makes room for other paths.
+    fn forget(&mut self) {
+        for known in self.known.values() {
+            if let (Some(end), true) = (known.end, known.hits > 0) {
+                self.evidence.again(end, known.hits);
+            }
+        }
+        self.known.clear();
+    }
+}
+
+impl Patterns {
+    fn new<'t>(templates: impl IntoIterator<Item = &'t str>) -> Self {
+        Self(templates.into_iter().map(|p| (segments(p).map(Into::into).collect(), p.into())).collect())
+    }
+
+    fn find(&self, path: &str) -> Option<Arc<str>> {
+        self.0.iter().find(|(pattern, _)| matches(pattern, path)).map(|(_, template)| template.clone())
+    }
+}
+
+/// Answers that show that the path means something to the service. Not: what is not there, not allowed to
+/// anybody unknown, sent elsewhere, or answered by something in front of the service.
+fn is_evidence(status: u16) -> bool {
+    !matches!(status, 0 | 300..=303 | 307 | 308 | 401 | 403..=405 | 410 | 421 | 429 | 501..=504)
+}
+
+/// Who asks: the principal, else the address without its port.
+fn caller(exchange: &Exchange) -> u32 {
+    let mut hash = FxHasher::default();
+    match (&exchange.principal, &exchange.client) {
+        (Some(principal), _) if !principal.is_empty() => principal.hash(&mut hash),
+        (_, Peer::Ip(address)) => address.ip().hash(&mut hash),
+        (_, other) => other.hash(&mut hash),
+    }
+    let wide = hash.finish();
+    (wide ^ (wide >> 32)) as u32
 }
 
 fn segments(path: &str) -> impl Iterator<Item = &str> {
@@ -108,92 +344,5 @@ fn matches(pattern: &[Box<str>], path: &str) -> bool {
         && segments.next().is_none()
 }
 
-/// The kind of parameter that a segment must be, if any.
-fn parameter(segment: &str) -> Option<&'static str> {
-    let bytes = segment.as_bytes();
-    let len = bytes.len();
-    let digits = bytes.iter().filter(|b| b.is_ascii_digit()).count();
-    let hex = |b: &u8| b.is_ascii_hexdigit();
-    if len > MAX_WORD {
-        return Some("{long}");
-    }
-    if digits == len {
-        return Some("{int}");
-    }
-    let dashes = |at: &[usize]| at.iter().all(|&i| bytes.get(i) == Some(&b'-'));
-    if len == 36 && dashes(&[8, 13, 18, 23]) && bytes.iter().filter(|b| hex(b)).count() == 32 {
-        return Some("{uuid}");
-    }
-    if len == 10 && dashes(&[4, 7]) && digits == 8 {
-        return Some("{date}");
-    }
-    if segment.contains('@')
-        && segment.rsplit('@').next().is_some_and(|host| host.contains('.'))
-        && !segment.starts_with('@')
-    {
-        return Some("{email}");
-    }
-    if len >= 8 && digits >= 2 && bytes.iter().all(hex) {
-        return Some("{hex}");
-    }
-    // Mixed classes without a word's shape: base62, base64url, ULIDs, prefixed ids.
-    let upper = bytes.iter().filter(|b| b.is_ascii_uppercase()).count();
-    let plain = bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-    if len >= 10 && digits >= 2 && plain && !segment.contains('.') {
-        let class = |b: u8| {
-            if b.is_ascii_digit() {
-                0
-            } else if b.is_ascii_uppercase() {
-                1
-            } else if b.is_ascii_lowercase() {
-                2
-            } else {
-                3
-            }
-        };
-        let changes = bytes.windows(2).filter(|w| class(w[0]) != class(w[1])).count();
-        if changes >= 4 && (upper > 0 || digits * 3 >= len) {
-            return Some("{id}");
-        }
-    }
-    None
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn route(path: &str) -> String {
-        Routes::new(&["/files/{name}".into()]).route(&Method::Get, Some(path)).template.to_string()
-    }
-
-    #[test]
-    fn shapes() {
-        for (path, wanted) in [
-            ("/", "/"),
-            ("/users/42/orders/7", "/users/{int}/orders/{int}"),
-            ("/v1/oauth2/utf8", "/v1/oauth2/utf8"),
-            ("/o/6fa459ea-ee8a-3ca4-894e-db77e160355e", "/o/{uuid}"),
-            ("/d/2024-01-31/", "/d/{date}/"),
-            ("/u/jo@x.org", "/u/{email}"),
-            ("/h/deadbeef01", "/h/{hex}"),
-            ("/c/cus_9sXk2LmQ8rT1", "/c/{id}"),
-            ("/files/anything.txt", "/files/{name}"),
-            ("/files/a/b", "/files/a/b"),
-            ("*", "*"),
-            ("/repository-settings/code-scanning", "/repository-settings/code-scanning"),
-        ] {
-            assert_eq!(route(path), wanted);
-        }
-        assert_eq!(&*Routes::new(&[]).route(&Method::Connect, Some("db:443")).template, "{authority}");
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn never_panics_and_is_deterministic(path in ".{0,200}") {
-            let mut routes = Routes::new(&[]);
-            let first = routes.route(&Method::Get, Some(&path));
-            proptest::prop_assert_eq!(first, routes.route(&Method::Get, Some(&path)));
-        }
-    }
-}
+mod tests;
