@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     exchange::{Api, Auth, Exchange, Method, Peer, Protocol, Scheme, Side, Workload},
+    route::Route,
     status,
 };
 
@@ -58,6 +59,23 @@ pub struct SeriesKey {
     pub api: Api,
 }
 
+/// An endpoint whose route has another name now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Service.
+    pub service: Arc<str>,
+    /// End that was seen.
+    pub side: Side,
+    /// Method.
+    pub method: Method,
+    /// Route until now.
+    pub from: Arc<str>,
+    /// Route from now on.
+    pub into: Arc<str>,
+    /// There was an endpoint of that name: the two are one now.
+    pub merged: bool,
+}
+
 /// Opens a recorder for a new series. Implemented by `export`, so that this module knows nothing of
 /// OpenTelemetry.
 pub trait SeriesSink: Send {
@@ -94,6 +112,8 @@ struct Key {
 
 struct Endpoint {
     key: Key,
+    /// Its numbers went to another endpoint when their routes became one. Its place stays: others count by it.
+    moved: bool,
     source: &'static str,
     count: u64,
     errors: u64,
@@ -219,9 +239,82 @@ impl Endpoints {
             }
             (key, "overflow")
         };
+        self.list.push(Endpoint::empty(key.clone(), source, ts));
+        self.index.insert(key, self.list.len() - 1);
+        self.list.len() - 1
+    }
+
+    /// Gives the endpoints of a service the routes that they have now. Two that become one are added up; what
+    /// was exported under the old name stays there and grows no more, so nothing is counted twice.
+    pub fn reroute(&mut self, service: &str, mut route: impl FnMut(&Method, &str) -> Route) -> Vec<Moved> {
+        let mut moves = Vec::new();
+        for at in 0..self.list.len() {
+            let Some(endpoint) = self.list.get_mut(at).filter(|e| !e.moved && *e.key.service == *service) else {
+                continue;
+            };
+            let now = route(&endpoint.key.method, &endpoint.key.route);
+            if now.template == endpoint.key.route {
+                endpoint.source = now.source;
+                continue;
+            }
+            let key = Key { route: now.template.clone(), ..endpoint.key.clone() };
+            moves.push(Moved {
+                service: key.service.clone(),
+                side: key.side,
+                method: key.method.clone(),
+                from: endpoint.key.route.clone(),
+                into: now.template,
+                merged: self.index.contains_key(&key),
+            });
+            self.index.remove(&endpoint.key);
+            endpoint.source = now.source;
+            match self.index.get(&key).copied() {
+                Some(target) => {
+                    let husk = Endpoint { moved: true, ..Endpoint::empty(endpoint.key.clone(), endpoint.source, 0) };
+                    let taken = std::mem::replace(endpoint, husk);
+                    if let Some(target) = self.list.get_mut(target) {
+                        target.absorb(taken, &mut self.sink);
+                    }
+                }
+                None => {
+                    self.index.insert(key.clone(), at);
+                    endpoint.key = key;
+                    endpoint.reopen(&mut self.sink);
+                }
+            }
+        }
+        moves
+    }
+
+    /// Endpoints that are told apart.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.iter().filter(|e| !e.moved).count()
+    }
+
+    /// True when there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Every endpoint, busiest first. `now` is ns since the epoch.
+    #[must_use]
+    pub fn view(&self, now: u64) -> Vec<EndpointView> {
+        let mut views: Vec<_> = self.list.iter().filter(|e| !e.moved).map(|e| e.view(now)).collect();
+        views.sort_by(|a, b| {
+            b.rate.total_cmp(&a.rate).then(b.requests.cmp(&a.requests)).then_with(|| a.route.cmp(&b.route))
+        });
+        views
+    }
+}
+
+impl Endpoint {
+    fn empty(key: Key, source: &'static str, ts: u64) -> Self {
         let histogram = |(grouping, max): (u8, u8)| Histogram::new(grouping, max).expect("constant and valid");
-        self.list.push(Endpoint {
-            key: key.clone(),
+        Self {
+            key,
+            moved: false,
             source,
             count: 0,
             errors: 0,
@@ -239,35 +332,83 @@ impl Endpoints {
             last_seen: ts,
             rate: [0; RATE_SECONDS],
             rate_second: 0,
-        });
-        self.index.insert(key, self.list.len() - 1);
-        self.list.len() - 1
+        }
     }
 
-    /// Endpoints that are told apart.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.list.len()
+    /// Takes over the numbers of another endpoint, whose requests had another route until now.
+    fn absorb(&mut self, other: Self, sink: &mut Option<Box<dyn SeriesSink>>) {
+        self.count += other.count;
+        self.errors += other.errors;
+        for (sum, n) in self.auth.iter_mut().zip(other.auth) {
+            *sum += n;
+        }
+        for (sum, more) in [
+            (&mut self.duration, &other.duration),
+            (&mut self.request_size, &other.request_size),
+            (&mut self.response_size, &other.response_size),
+        ] {
+            // The buckets are the same constants; a sum beyond u64 does not come.
+            if let Ok(both) = sum.checked_add(more) {
+                *sum = both;
+            }
+        }
+        self.request_bytes += other.request_bytes;
+        self.response_bytes += other.response_bytes;
+        self.first_seen = self.first_seen.min(other.first_seen);
+        self.last_seen = self.last_seen.max(other.last_seen);
+        self.other_callers += other.other_callers;
+        for caller in &other.callers {
+            self.caller(caller);
+        }
+        self.tick(other.rate_second);
+        for back in 0..RATE_SECONDS as u64 {
+            let Some(second) = other.rate_second.checked_sub(back) else { break };
+            if self.rate_second - second < RATE_SECONDS as u64 {
+                let slot = usize::try_from(second).unwrap_or(0) % RATE_SECONDS;
+                self.rate[slot] += other.rate[slot];
+            }
+        }
+        for (status, n) in other.other_statuses {
+            *self.other_statuses.entry(status).or_default() += n;
+        }
+        for series in other.statuses {
+            let kind = |s: &Series| (s.status, s.protocol, s.scheme, s.grpc_status, s.stream_error, s.api);
+            let same = |s: &Series| kind(s) == kind(&series);
+            match self.statuses.iter().position(same) {
+                Some(i) => self.statuses[i].count += series.count,
+                None if self.statuses.len() < MAX_STATUSES => self.statuses.push(series),
+                None => *self.other_statuses.entry(series.status / 100 * 100).or_default() += series.count,
+            }
+        }
+        self.reopen(sink);
     }
 
-    /// True when there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
+    /// Exports under the name that the endpoint has now.
+    fn reopen(&mut self, sink: &mut Option<Box<dyn SeriesSink>>) {
+        let Some(sink) = sink else { return };
+        for i in 0..self.statuses.len() {
+            let key = self.series_key(&self.statuses[i]);
+            self.statuses[i].recorder = Some(sink.open(&key));
+        }
     }
 
-    /// Every endpoint, busiest first. `now` is ns since the epoch.
-    #[must_use]
-    pub fn view(&self, now: u64) -> Vec<EndpointView> {
-        let mut views: Vec<_> = self.list.iter().map(|e| e.view(now)).collect();
-        views.sort_by(|a, b| {
-            b.rate.total_cmp(&a.rate).then(b.requests.cmp(&a.requests)).then_with(|| a.route.cmp(&b.route))
-        });
-        views
+    fn series_key(&self, series: &Series) -> SeriesKey {
+        SeriesKey {
+            service: self.key.service.clone(),
+            workload: self.key.workload.clone(),
+            side: self.key.side,
+            method: self.key.method.clone(),
+            route: self.key.route.clone(),
+            route_source: self.source,
+            status: series.status,
+            scheme: series.scheme,
+            protocol: series.protocol,
+            grpc_status: series.grpc_status,
+            stream_error: series.stream_error,
+            api: series.api,
+        }
     }
-}
 
-impl Endpoint {
     fn add(&mut self, exchange: &Exchange, sink: &mut Option<Box<dyn SeriesSink>>) {
         self.count += 1;
         self.errors += u64::from(status::is_server_error(exchange));
@@ -298,21 +439,7 @@ impl Endpoint {
                     *self.other_statuses.entry(exchange.status / 100 * 100).or_default() += 1;
                     return;
                 }
-                let key = SeriesKey {
-                    service: self.key.service.clone(),
-                    workload: self.key.workload.clone(),
-                    side: self.key.side,
-                    method: self.key.method.clone(),
-                    route: self.key.route.clone(),
-                    route_source: self.source,
-                    status: exchange.status,
-                    scheme: exchange.scheme,
-                    protocol: exchange.protocol,
-                    grpc_status: exchange.grpc_status,
-                    stream_error: exchange.stream_error,
-                    api: exchange.api,
-                };
-                self.statuses.push(Series {
+                let mut series = Series {
                     status: exchange.status,
                     protocol: exchange.protocol,
                     scheme: exchange.scheme,
@@ -320,8 +447,10 @@ impl Endpoint {
                     stream_error: exchange.stream_error,
                     api: exchange.api,
                     count: 0,
-                    recorder: sink.as_mut().map(|s| s.open(&key)),
-                });
+                    recorder: None,
+                };
+                series.recorder = sink.as_mut().map(|s| s.open(&self.series_key(&series)));
+                self.statuses.push(series);
                 let last = self.statuses.len() - 1;
                 &mut self.statuses[last]
             }
@@ -443,6 +572,40 @@ mod tests {
             request_bytes: 10,
             ..Exchange::default()
         }
+    }
+
+    #[test]
+    fn endpoints_whose_routes_become_one_are_added_up() {
+        let mut endpoints = Endpoints::new(10, None);
+        let exchange = |path: &str, status| Exchange {
+            service: "s".into(),
+            method: Method::Get,
+            path: Some(path.into()),
+            status,
+            ts: 5_000_000_000,
+            duration_ns: 1000,
+            ..Exchange::default()
+        };
+        for (path, status) in [("/u/anna", 200), ("/u/ben", 200), ("/u/ben", 500), ("/other", 200)] {
+            endpoints.record(&exchange(path, status), &path.into(), "typed");
+        }
+        let route = |_: &Method, route: &str| Route {
+            template: if route.starts_with("/u/") { "/u/{id}".into() } else { route.into() },
+            source: "learned",
+        };
+        let moved = endpoints.reroute("s", route);
+        assert_eq!(
+            moved.iter().map(|m| (&*m.from, m.merged)).collect::<Vec<_>>(),
+            [("/u/anna", false), ("/u/ben", true)]
+        );
+        assert!(endpoints.reroute("s", route).is_empty());
+        let view = endpoints.view(5_000_000_000);
+        let one = view.iter().find(|e| e.route == "/u/{id}").expect("there");
+        assert_eq!((view.len(), endpoints.len(), one.requests, one.errors), (2, 2, 3, 1));
+        assert_eq!(one.statuses, [(200, 2), (500, 1)].into());
+        assert!((one.rate - 0.3).abs() < 1e-9);
+        let slot = endpoints.record(&exchange("/u/cleo", 200), &"/u/{id}".into(), "learned");
+        assert_eq!((slot, endpoints.view(0)[0].requests.max(endpoints.view(0)[1].requests)), (Some(0), 4));
     }
 
     #[test]

@@ -512,6 +512,17 @@ impl Outside for Inner {
 }
 
 impl Inner {
+    /// Moves the endpoints of services whose routes have other names now.
+    fn reroute(&mut self) {
+        for service in self.routes.changed() {
+            let moves = self.endpoints.reroute(&service, |method, route| self.routes.current(&service, method, route));
+            for moved in &moves {
+                log::debug!("apiscope.route.merged {service} {} {} -> {}", moved.method, moved.from, moved.into);
+            }
+            self.stats.routes_moved.fetch_add(moves.len() as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Takes a finished exchange whose ends are named.
     fn take(&mut self, exchange: &Exchange) {
         let rules = &self.config.capture;
@@ -529,6 +540,9 @@ impl Inner {
         }
         self.stats.exchanges[usize::from(exchange.side == Side::Client)].fetch_add(1, Ordering::Relaxed);
         let route = self.routes.route(exchange);
+        if self.routes.has_changed() {
+            self.reroute();
+        }
         let endpoint = self.endpoints.record(exchange, &route.template, route.source);
         if let (Some(detectors), Some(at)) = (&mut self.detectors, endpoint) {
             let params = self.params.params(exchange.path.as_deref().unwrap_or_default(), &route.template);

@@ -90,6 +90,9 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
                     if out.is_some() {
                         asked.push(Some(Asked::new(&exchange)));
                     }
+                    for service in finder.changed() {
+                        endpoints.reroute(&service, |method, route| finder.current(&service, method, route));
+                    }
                     let endpoint = endpoints.record(&exchange, &route.template, route.source);
                     if let (Some(detectors), Some(at)) = (&mut detectors, endpoint) {
                         let params = hasher.params(exchange.path.as_deref().unwrap_or_default(), &route.template);
@@ -109,6 +112,9 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
         }
     }
     finder.settle();
+    for service in finder.changed() {
+        endpoints.reroute(&service, |method, route| finder.current(&service, method, route));
+    }
     if let Some(mut out) = out {
         for line in &asked {
             match line {

@@ -139,7 +139,13 @@ impl Routes {
         }
     }
 
-    /// Services whose routes may have other names now. Ask often: it is cheap.
+    /// Has [`Routes::changed`] anything to say?
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Services whose routes may have other names now.
     pub fn changed(&mut self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.changed)
     }
@@ -229,6 +235,10 @@ impl Service {
 
     /// The route as of now, without remembering or learning.
     fn route_now(&mut self, patterns: &Patterns, method: &Method, path: &str) -> Route {
+        if path == UNMATCHED || !path.starts_with(['/', '*']) && path.starts_with('{') {
+            // A route that stands for what is not known stays what it is.
+            return Route { template: path.into(), source: "typed" };
+        }
         self.find(patterns, method, path, true)
     }
 

@@ -109,6 +109,8 @@ pub struct Stats {
     pub pods: AtomicU64,
     /// Exchanges seen, by side: server, client.
     pub exchanges: [AtomicU64; 2],
+    /// Endpoints whose route got another name as more was learned.
+    pub routes_moved: AtomicU64,
     /// Connections open now, as far as the agent knows.
     pub connections: AtomicU64,
     /// Streams of HTTP/2 open now.
@@ -150,6 +152,9 @@ pub struct Totals {
     /// Pods that are known now.
     #[serde(default)]
     pub pods: u64,
+    /// Endpoints whose route got another name as more was learned.
+    #[serde(default)]
+    pub routes_moved: u64,
     /// Connections open now.
     pub connections: u64,
     /// Streams of HTTP/2 open now.
@@ -174,6 +179,7 @@ impl Default for Stats {
             kubernetes_failed: AtomicU64::new(0),
             pods: AtomicU64::new(0),
             exchanges: [const { AtomicU64::new(0) }; 2],
+            routes_moved: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             spans: AtomicU64::new(0),
@@ -257,6 +263,7 @@ impl Stats {
             unnamed: Unnamed::ALL.iter().map(|&r| (r.name().to_owned(), get(&self.unnamed[r as usize]))).collect(),
             kubernetes_failed: get(&self.kubernetes_failed),
             pods: get(&self.pods),
+            routes_moved: get(&self.routes_moved),
             connections: get(&self.connections),
             streams: get(&self.streams),
             spans: get(&self.spans),

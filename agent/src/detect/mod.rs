@@ -374,6 +374,10 @@ impl Engine {
             self.endpoints[at] = endpoint;
         }
         let Some(endpoint) = self.endpoints.get_mut(at) else { return };
+        if !Arc::ptr_eq(&endpoint.route, route) {
+            // Routes get other names as more is learned.
+            endpoint.route = route.clone();
+        }
         endpoint.requests += 1;
         endpoint.last_seen = self.now;
         endpoint.has_object |= !params.is_empty();

@@ -54,3 +54,89 @@ proptest::proptest! {
         proptest::prop_assert_eq!(run(), run());
     }
 }
+
+/// Names of users as they come: 300 different ones from 60 callers.
+fn users(routes: &mut Routes, service: &str) {
+    for i in 0..300u64 {
+        let name: String =
+            format!("{:x}", i.wrapping_mul(0x9e37_79b9)).chars().map(|c| (b'a' + c as u8 % 26) as char).collect();
+        routes.route(&exchange(service, &format!("/users/{name}/orders"), 200, i % 60));
+        routes.route(&exchange(service, "/users/search", 200, i % 60));
+        routes.route(&exchange(service, "/health", 200, 1));
+    }
+}
+
+#[test]
+fn values_become_a_parameter_and_names_stay() {
+    let mut routes = Routes::new(&[]);
+    users(&mut routes, "s");
+    routes.settle();
+    assert!(routes.changed().iter().any(|s| &**s == "s"));
+    let mut now = |path: &str| routes.current(&"s".into(), &Method::Get, path).template.to_string();
+    assert_eq!(now("/users/never-seen/orders"), "/users/{id}/orders");
+    assert_eq!(now("/users/{id}/orders"), "/users/{id}/orders");
+    assert_eq!(now("/users/search"), "/users/search");
+    assert_eq!(now("/health"), "/health");
+    assert_eq!(now(UNMATCHED), UNMATCHED);
+    assert_eq!(now(UNKNOWN), UNKNOWN);
+}
+
+#[test]
+fn a_scanner_learns_us_nothing() {
+    for status in [404, 200] {
+        let mut routes = Routes::new(&[]);
+        users(&mut routes, "s");
+        for i in 0..2_000u64 {
+            let scan = Exchange {
+                auth: Auth::None,
+                response_bytes: 320,
+                ..exchange("s", &format!("/w{:x}z.php", i * 7919), status, 1_000 + i % 3)
+            };
+            routes.route(&scan);
+        }
+        routes.settle();
+        let mut now = |path: &str| routes.current(&"s".into(), &Method::Get, path).template.to_string();
+        assert_eq!(now("/health"), "/health", "answered {status}");
+        assert_eq!(now("/users/x/orders"), "/users/{id}/orders", "answered {status}");
+        assert_eq!(now("/something"), "/something", "answered {status}");
+    }
+}
+
+#[test]
+fn what_a_service_does_not_know_has_few_routes() {
+    let mut routes = Routes::new(&[]);
+    let seen: FxHashSet<_> =
+        (0..500).map(|i| routes.route(&exchange("s", &format!("/no{i}such"), 404, 1)).template).collect();
+    assert!(seen.len() <= MAX_UNMATCHED + 1 && seen.contains(UNMATCHED), "{}", seen.len());
+}
+
+#[test]
+fn versions_are_names_and_codes_are_values() {
+    let mut routes = Routes::new(&[]);
+    for i in 0..60u64 {
+        for path in ["/api/2/issues", "/api/2/users", "/2010-04-01/Accounts", "/2010-04-01/Calls"] {
+            routes.route(&exchange("s", path, 200, i));
+        }
+        for code in ["en", "de", "fr", "es", "it"] {
+            routes.route(&exchange("s", &format!("/words/{code}"), 200, i));
+        }
+    }
+    routes.settle();
+    let mut now = |path: &str| routes.current(&"s".into(), &Method::Get, path).template.to_string();
+    assert_eq!(now("/api/2/issues"), "/api/2/issues");
+    assert_eq!(now("/2010-04-01/Calls"), "/2010-04-01/Calls");
+    assert_eq!(now("/words/pt"), "/words/{id}");
+}
+
+#[test]
+fn documents_come_first_then_patterns() {
+    let mut routes = Routes::new(&["/files/{name}".into(), "/pets/{any}".into()]);
+    routes.set_documented(&"s".into(), ["/pets/{petId}"]);
+    let mut now = |service: &str, path: &str| {
+        let route = routes.route(&exchange(service, path, 200, 1));
+        (route.template.to_string(), route.source)
+    };
+    assert_eq!(now("s", "/pets/rex"), ("/pets/{petId}".into(), "documented"));
+    assert_eq!(now("t", "/pets/rex"), ("/pets/{any}".into(), "config"));
+    assert_eq!(now("s", "/files/a"), ("/files/{name}".into(), "config"));
+}
