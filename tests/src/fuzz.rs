@@ -10,7 +10,7 @@ use apiscope::{
     config::Config,
     conn::{Connections, Identity, MAX_PIPELINE, Outside},
     event::{self, Frames},
-    exchange::{Exchange, MAX_QUERY_KEYS, MAX_USER_AGENT, Peer},
+    exchange::{Exchange, MAX_QUERY_KEYS, MAX_USER_AGENT, Method, Peer},
     proto::{
         credential::Principals,
         hpack::MAX_TABLE,
@@ -232,9 +232,15 @@ pub fn config(bytes: &[u8]) {
 /// Paths, one a line: a route has no more of them than there were, and no line breaks.
 pub fn routes(bytes: &[u8]) {
     let mut routes = Routes::new(&[]);
-    let method = apiscope::exchange::Method::Get;
     for path in String::from_utf8_lossy(bytes).lines() {
-        let route = routes.route(&method, Some(path));
+        let exchange = Exchange {
+            path: Some(path.into()),
+            method: Method::Get,
+            status: 200,
+            service: "s".into(),
+            ..Exchange::default()
+        };
+        let route = routes.route(&exchange);
         assert!(!route.template.contains('\n'));
         assert!(route.template.len() <= path.len().max(64) * 4, "{} of {path}", route.template);
     }
