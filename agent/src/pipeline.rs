@@ -464,7 +464,10 @@ fn lasting(connections: &Connections, routes: &mut Routes) -> (Vec<Lasting>, BTr
         side: side.name().into(),
         api: l.api.name().into(),
         service: service.to_string(),
-        route: routes.current(&service, &l.method, l.path.as_deref().unwrap_or(crate::route::UNKNOWN)).template.to_string(),
+        route: routes
+            .current(&service, &l.method, l.path.as_deref().unwrap_or(crate::route::UNKNOWN))
+            .template
+            .to_string(),
         method: l.method.as_str().into(),
         age_ms: now.saturating_sub(l.first_ts) / 1_000_000,
         request_body_bytes: l.body[0],
