@@ -170,7 +170,14 @@ fn the_programs_log_when_asked() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("it starts");
-    let end = Instant::now() + Duration::from_secs(30);
+    // The verifier's words are many: nobody may wait for this end of the pipe.
+    let mut stderr = agent.stderr.take().expect("piped");
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stderr.read_to_end(&mut text).expect("readable");
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let end = Instant::now() + Duration::from_secs(60);
     while apiscope::local::snapshot(Path::new(&socket)).is_err() {
         assert!(Instant::now() < end, "it does not come up");
         std::thread::sleep(Duration::from_millis(50));
@@ -180,9 +187,8 @@ fn the_programs_log_when_asked() {
     let pid = libc::pid_t::try_from(agent.id()).expect("a pid");
     // SAFETY: signals our own child.
     unsafe { libc::kill(pid, libc::SIGINT) };
-    let mut text = String::new();
-    agent.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
     assert!(agent.wait().expect("a child").success());
+    let text = reader.join().expect("no panic");
     let line = format!("left out: a connection of process {}", std::process::id());
     assert!(text.contains(&line), "{text}");
 }
@@ -260,7 +266,7 @@ fn collectors_that_do_not_take_it() {
             ],
         );
         expect(&out, 0, &[&format!("the collector at {endpoint} does not take"), "OTEL_EXPORTER_OTLP_ENDPOINT"]);
-        assert!(started.elapsed() < Duration::from_secs(15), "{endpoint} held up the end");
+        assert!(started.elapsed() < Duration::from_secs(40), "{endpoint} held up the end");
     }
 }
 
