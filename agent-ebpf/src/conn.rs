@@ -16,14 +16,18 @@ use crate::{
     http1::{self, mode},
     http2, kernel,
     maps::{
-        CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, HTTP2, NEXT, QUIET, RULES, SERVER,
-        UNSURE, Work, setting,
+        BLANK, BY_ADDRESS, CLIENT, CONNECTIONS, Connection, EXCLUDED_PIDS, EXCLUDED_PORTS, FRESH, HTTP2, NEXT, QUIET,
+        RULES, SERVER, UNSURE, Work, setting,
     },
 };
 
-/// State of a socket that has some.
+/// State of a socket that has some. Whether it lives in the socket or in a table is known at load: the
+/// verifier sees one of the two only.
 #[inline(always)]
 pub fn find(sock: u64) -> Option<*mut Connection> {
+    if setting!(by_address) != 0 {
+        return BY_ADDRESS.get_ptr_mut(&sock);
+    }
     // SAFETY: `sock` is a hook's own argument: the verifier knows its type.
     let found = unsafe {
         generated::bpf_sk_storage_get(
@@ -48,23 +52,44 @@ pub fn find_or_new(sock: u64) -> Option<*mut Connection> {
     new(sock)
 }
 
+/// The socket is gone, and its address may be another's soon.
 #[inline(always)]
-fn new(sock: u64) -> Option<*mut Connection> {
+pub fn forget(sock: u64) {
+    if setting!(by_address) != 0 {
+        // Absent is as good as removed.
+        let _ = BY_ADDRESS.remove(&sock);
+    }
+}
+
+#[inline(always)]
+fn place(sock: u64) -> *mut Connection {
+    if setting!(by_address) != 0 {
+        let Some(blank) = BLANK.get(0) else { return core::ptr::null_mut() };
+        if BY_ADDRESS.insert(&sock, blank, 0).is_err() {
+            return core::ptr::null_mut();
+        }
+        return BY_ADDRESS.get_ptr_mut(&sock).unwrap_or(core::ptr::null_mut());
+    }
     // SAFETY: as in `find`.
-    let made = unsafe {
+    unsafe {
         generated::bpf_sk_storage_get(
             (&raw const CONNECTIONS).cast_mut().cast(),
             sock as *mut _,
             core::ptr::null_mut(),
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         )
-    };
-    if made.is_null() {
+        .cast()
+    }
+}
+
+#[inline(always)]
+fn new(sock: u64) -> Option<*mut Connection> {
+    let connection = place(sock);
+    if connection.is_null() {
         emit::count(Count::NO_STATE);
         debug!((), "no state for a connection: the kernel has no memory for it");
         return None;
     }
-    let connection = made.cast::<Connection>();
     // Numbers are unique without a shared counter: the CPU in the top bits.
     let next = NEXT.get_ptr_mut(0)?;
     // SAFETY: this CPU's slot, and fresh map memory.

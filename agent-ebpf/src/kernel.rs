@@ -116,6 +116,20 @@ pub unsafe fn addresses(sock: u64, open: *mut Open) {
     }
 }
 
+/// The `struct sock` of a `struct socket`.
+#[inline(always)]
+pub fn sock_of(socket: u64) -> u64 {
+    read(socket + u64::from(setting!(socket_sk)))
+}
+
+/// The same by a plain load, which keeps the type for the verifier. Zero where there is none.
+#[inline(always)]
+pub fn sock_of_typed(socket: u64) -> u64 {
+    let field = (socket + u64::from(setting!(socket_sk))) as *const u64;
+    // SAFETY: `socket` is a hook's own argument: the verifier knows its type and checks the offset.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
 /// Where the bytes of the present system call are.
 pub enum Buffer {
     /// `read`, `send` and the like: address.

@@ -190,6 +190,8 @@ impl Count {
     pub const HTTP2: u32 = 12;
     /// Calls that were taken apart into more than [`super::STEPS`] units.
     pub const STEPS: u32 = 13;
+    /// Calls whose kretprobe did not run: the kernel keeps a fixed number of returns.
+    pub const RETURN_MISSED: u32 = 14;
     /// Number of counters.
     pub const LEN: u32 = 16;
 }
@@ -239,12 +241,20 @@ pub struct Settings {
     pub unix_len: u32,
     /// `unix_address.name`.
     pub unix_name: u32,
+    /// `socket.sk`.
+    pub socket_sk: u32,
+    /// 1: connection state is in a table by address, not in the socket.
+    pub by_address: u32,
+    /// Which argument of `tcp_recvmsg` the flags are: Linux 5.19 took one away in front of them.
+    pub recv_flags: u32,
+    /// Explicit padding.
+    pub pad: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 56);
 const _: () = assert!(size_of::<Open>() == 184);
 const _: () = assert!(size_of::<Close>() == 64);
-const _: () = assert!(size_of::<Settings>() == 80);
+const _: () = assert!(size_of::<Settings>() == 96);
 
 #[cfg(feature = "user")]
 mod pod {

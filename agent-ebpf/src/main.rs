@@ -6,9 +6,11 @@
 mod body;
 mod conn;
 mod emit;
+mod fexit;
 mod http1;
 mod http2;
 mod kernel;
+mod kprobe;
 mod maps;
 mod socket;
 mod whole;

@@ -17,6 +17,19 @@ pub static RECORDS: RingBuf<u8, RING_BYTES, 0> = RingBuf::new();
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
 
+/// State by the socket's address, for doors whose programs may not use the map above: the programs remove
+/// it at close. The agent gives it room when such a door is used.
+#[btf_map]
+pub static BY_ADDRESS: HashMap<u64, Connection, 1, 0> = HashMap::new();
+
+/// What new state in [`BY_ADDRESS`] is a copy of: zeros.
+#[btf_map]
+pub static BLANK: Array<Connection, 1, 0> = Array::new();
+
+/// Calls under way, by thread and direction, between a kprobe and its kretprobe.
+#[btf_map]
+pub static CALLS: HashMap<u64, Call, 1, 0> = HashMap::new();
+
 /// Working memory of one run of a program: [0] receive, [1] send, [2] the rest.
 #[btf_map]
 pub static WORK: PerCpuArray<Work, 3, 0> = PerCpuArray::new();
@@ -64,6 +77,10 @@ pub static SETTINGS: Settings = Settings {
     unix_peer: 0,
     unix_len: 0,
     unix_name: 0,
+    socket_sk: 0,
+    by_address: 0,
+    recv_flags: 0,
+    pad: 0,
 };
 
 /// One field of [`SETTINGS`], read so that the compiler cannot fold the zero above into the code.
@@ -79,6 +96,15 @@ pub(crate) use setting;
 pub const HITS: usize = 128;
 /// Words that a window touches at most.
 pub const WORDS: usize = WINDOW / 8 + 1;
+
+/// A send or receive that has begun.
+#[repr(C)]
+pub struct Call {
+    /// Address of the `struct sock`.
+    pub sock: u64,
+    /// Flags of a receive.
+    pub flags: u64,
+}
 
 /// State of one connection.
 #[repr(C)]

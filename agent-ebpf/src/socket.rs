@@ -1,11 +1,11 @@
 //! The socket door: one run per message, in the caller's context, after the copy.
 //!
-//! Hooks: `tp_btf/sock_send_length`, `tp_btf/sock_recv_length` (kernel 6.3+). The system call's own
-//! arguments come from `bpf_task_pt_regs`.
+//! Hooks: `tp_btf/sock_send_length`, `tp_btf/sock_recv_length` (kernel 6.3+); on older kernels `fexit` or
+//! `kprobe` call the same [`sent`] and [`received`]. The system call's own arguments come from
+//! `bpf_task_pt_regs`. What TCP connections go through comes from tracepoints that all of them have.
 
 use agent_ebpf::{Count, Flag, Kind};
 use aya_ebpf::{
-    EbpfContext as _,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
@@ -26,32 +26,42 @@ const MSG_ERRQUEUE: i32 = 0x2000;
 /// After each send: `(struct sock *sk, int ret, int flags)`.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send(ctx: BtfTracePointContext) -> i32 {
-    let (sock, ret): (u64, i32) = (ctx.arg(0), ctx.arg(1));
-    if ret > 0 {
-        transfer(&ctx, sock, ret as u64, 1, true);
-    }
+    sent(ctx.arg(0), ctx.arg(1));
     0
 }
 
 /// After each receive: `(struct sock *sk, int ret, int flags)`.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv(ctx: BtfTracePointContext) -> i32 {
-    let (sock, ret, flags): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    received(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// A send returned `ret`. Every door calls this.
+#[inline(always)]
+pub fn sent(sock: u64, ret: i32) {
+    if ret > 0 {
+        transfer(sock, ret as u64, 1, true);
+    }
+}
+
+/// A receive with `flags` returned `ret`. Every door calls this.
+#[inline(always)]
+pub fn received(sock: u64, ret: i32, flags: i32) {
     // An urgent byte is no part of the stream.
     if flags & (MSG_OOB | MSG_PEEK | MSG_ERRQUEUE) != 0 {
-        return 0;
+        return;
     }
     if ret > 0 {
-        transfer(&ctx, sock, ret as u64, 0, flags & MSG_TRUNC == 0);
+        transfer(sock, ret as u64, 0, flags & MSG_TRUNC == 0);
     } else if ret == 0 {
         end_of_file(sock);
     }
-    0
 }
 
 /// `bytes` went over `sock`.
 #[inline(always)]
-fn transfer(_ctx: &BtfTracePointContext, sock: u64, bytes: u64, direction: u64, readable: bool) {
+fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     let Some(connection) = conn::find_or_new(sock) else { return };
     // SAFETY: map memory of this socket; a second writer would need a second call on the same
     // direction of the same socket at the same time, which HTTP applications exclude by themselves.
@@ -209,6 +219,7 @@ pub fn tcp_destroy(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: as in `transfer`.
         let connection = unsafe { &mut *connection };
         finish(sock, connection, kernel::error(sock) != 0, false);
+        conn::forget(sock);
     }
     0
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use apiscope::{
-    config::{Config, PathSetting, Rule, Sides},
+    config::{Config, DoorSetting, PathSetting, Rule, Sides},
     doctor, export, local, pipeline,
     replay::{self, Report},
     table::{self, Style},
@@ -102,6 +102,9 @@ struct Run {
     /// Ends of connections to trace
     #[arg(long, value_enum, env = "APISCOPE_SIDE")]
     side: Option<SideArgument>,
+    /// How sends and receives are seen [default: the best that the kernel offers; see `apiscope doctor`]
+    #[arg(long, value_enum, env = "APISCOPE_DOOR")]
+    door: Option<DoorArgument>,
     /// Leave out connections with this port at either end (may be repeated)
     #[arg(long, value_name = "PORT")]
     exclude_port: Vec<u16>,
@@ -143,6 +146,15 @@ enum SideArgument {
     Server,
     Client,
     Both,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DoorArgument {
+    Auto,
+    #[value(name = "tp_btf")]
+    TpBtf,
+    Fexit,
+    Kprobe,
 }
 
 #[derive(Args)]
@@ -285,6 +297,14 @@ fn settings(arguments: &Run) -> anyhow::Result<Config> {
             SideArgument::Server => Sides::Server,
             SideArgument::Client => Sides::Client,
             SideArgument::Both => Sides::Both,
+        };
+    }
+    if let Some(door) = arguments.door {
+        config.capture.door = match door {
+            DoorArgument::Auto => DoorSetting::Auto,
+            DoorArgument::TpBtf => DoorSetting::TpBtf,
+            DoorArgument::Fexit => DoorSetting::Fexit,
+            DoorArgument::Kprobe => DoorSetting::Kprobe,
         };
     }
     if let Some(socket) = &arguments.socket {

@@ -43,6 +43,8 @@ pub struct Config {
 pub struct Capture {
     /// Ends to trace.
     pub sides: Sides,
+    /// How sends and receives are seen.
+    pub door: DoorSetting,
     /// How paths are written in recordings.
     pub path: PathSetting,
     /// With any include rule, only what matches one is traced.
@@ -62,6 +64,21 @@ pub enum Sides {
     Server,
     /// Requests that are sent.
     Client,
+}
+
+/// How sends and receives are seen; see `apiscope doctor`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoorSetting {
+    /// The best that this kernel offers.
+    #[default]
+    Auto,
+    /// Tracepoints behind every send and receive (Linux 6.3).
+    TpBtf,
+    /// Trampolines at the return of the protocols' functions.
+    Fexit,
+    /// Breakpoints at their entry and return.
+    Kprobe,
 }
 
 /// See [`PathForm`].
@@ -239,7 +256,13 @@ pub struct Network {
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { sides: Sides::Both, path: PathSetting::Template, include: Vec::new(), exclude: Vec::new() }
+        Self {
+            sides: Sides::Both,
+            door: DoorSetting::Auto,
+            path: PathSetting::Template,
+            include: Vec::new(),
+            exclude: Vec::new(),
+        }
     }
 }
 
@@ -551,6 +574,7 @@ const HELP: &str = "\
 # OpenTelemetry is configured by the standard OTEL_* variables.
 #
 # capture.sides    both | server | client
+# capture.door     auto | tp_btf | fexit | kprobe: how sends and receives are seen (see apiscope doctor)
 # capture.path     template | hmac | raw: how recordings (--exchanges) write paths
 # [[capture.include]] / [[capture.exclude]]
 #                  exe, name (with *), pid, port, address (10.0.0.0/8), side; all named must match

@@ -8,7 +8,15 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::Serialize;
 
-use crate::{local, probe::btf::Btf};
+use crate::{
+    config::{Config, DoorSetting},
+    local,
+    probe::{
+        btf::Btf,
+        door as probe,
+        load::{self, Wanted},
+    },
+};
 
 /// Most processes that are listed.
 const MAX_PROCESSES: usize = 512;
@@ -75,8 +83,10 @@ pub struct Facts {
     pub kernel: String,
     /// Effective capabilities.
     pub capabilities: u64,
-    /// The kernel's types, or why they cannot be read; then whether each tracepoint is there.
-    pub tracepoints: Result<[bool; 4], String>,
+    /// The kernel's types can be read, or why not.
+    pub types: Result<(), String>,
+    /// Each door, tried: its programs were loaded (not attached), or why not.
+    pub doors: Vec<(probe::Door, Result<(), String>)>,
     /// Members that the programs need and the types lack.
     pub offsets: Result<(), String>,
     /// Content of `/sys/kernel/security/lockdown`.
@@ -87,11 +97,10 @@ pub struct Facts {
     pub agent: Option<String>,
     /// A configured collector and whether it can be reached.
     pub collector: Option<(String, Result<(), String>)>,
-    /// The kernel has kprobes.
-    pub kprobes: bool,
+    /// The door that the configuration names.
+    pub door: DoorSetting,
 }
 
-const TRACEPOINTS: [&str; 4] = ["sock_send_length", "sock_recv_length", "inet_sock_set_state", "tcp_destroy_sock"];
 const SYS_ADMIN: u32 = 21;
 const BPF: u32 = 39;
 const PERFMON: u32 = 38;
@@ -110,24 +119,30 @@ pub fn examine() -> Report {
 fn facts() -> Facts {
     let read = |path: &str| fs::read_to_string(path).ok().map(|s| s.trim().to_owned());
     let btf = Btf::from_kernel();
-    let wanted = crate::probe::load::Wanted { server: true, client: true, ring_bytes: 1 << 20 };
     let status = read("/proc/self/status").unwrap_or_default();
     let capabilities =
         status.lines().find_map(|l| l.strip_prefix("CapEff:")).and_then(|v| u64::from_str_radix(v.trim(), 16).ok());
-    let socket = crate::config::Config::load(None).unwrap_or_default().agent.socket;
+    let config = Config::load(None).unwrap_or_default();
+    let (socket, door) = (config.agent.socket, config.capture.door);
+    let wanted = Wanted { server: true, client: true, ring_bytes: 1 << 20, door };
+    let types = btf.as_ref().map_err(|e| format!("{e:#}"));
     Facts {
         kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
         capabilities: capabilities.unwrap_or(0),
-        tracepoints: btf.as_ref().map(|b| b.has_tracepoints(TRACEPOINTS)).map_err(|e| format!("{e:#}")),
-        offsets: btf
-            .as_ref()
-            .map_err(|e| format!("{e:#}"))
-            .and_then(|b| crate::probe::load::settings(b, wanted).map(|_| ()).map_err(|e| format!("{e:#}"))),
+        offsets: types.clone().and_then(|b| load::settings(b, wanted).map(|_| ()).map_err(|e| format!("{e:#}"))),
+        doors: probe::Door::ALL
+            .map(|door| {
+                let tried =
+                    types.clone().and_then(|b| load::Kernel::try_door(door, b, wanted).map_err(|e| format!("{e:#}")));
+                (door, tried)
+            })
+            .into(),
+        types: types.map(|_| ()),
+        door,
         lockdown: read("/sys/kernel/security/lockdown"),
         jit: read("/proc/sys/net/core/bpf_jit_enable"),
         agent: local::snapshot(&socket).ok().map(|s| format!("apiscope {} answers at {}", s.version, socket.display())),
         collector: collector(),
-        kprobes: read("/proc/kallsyms").is_some_and(|s| s.contains(" register_kprobe\n")),
     }
 }
 
@@ -180,11 +195,11 @@ impl Report {
             },
             (!may_look).then_some("give CAP_SYS_PTRACE"),
         );
-        match &facts.tracepoints {
-            Ok(_) => check("kernel types (BTF)", true, crate::probe::btf::PATH.into(), None),
+        match &facts.types {
+            Ok(()) => check("kernel types (BTF)", true, crate::probe::btf::PATH.into(), None),
             Err(e) => check("kernel types (BTF)", false, e.clone(), Some("use a kernel with CONFIG_DEBUG_INFO_BTF=y")),
         }
-        if facts.tracepoints.is_ok() {
+        if facts.types.is_ok() {
             match &facts.offsets {
                 Ok(()) => check("members of kernel structs", true, "all found".into(), None),
                 Err(e) => {
@@ -223,38 +238,27 @@ impl Report {
                 Some("start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT"),
             ),
         }
-        let present = facts.tracepoints.as_ref().is_ok_and(|t| t.iter().all(|p| *p));
-        let usable = present && may_load && facts.offsets.is_ok();
-        let why = match &facts.tracepoints {
-            Ok(all) if present => {
-                let _ = all;
-                if usable {
-                    "one run for each message, no other system call touched".into()
-                } else {
-                    "the kernel has it, the privileges or types do not allow it".into()
+        let wanted = probe::Door::wanted(facts.door);
+        for (door, tried) in &facts.doors {
+            let named = wanted.contains(door);
+            let chosen = report.door.is_none() && named && tried.is_ok();
+            let why = match tried {
+                Err(lack) => lack.clone(),
+                Ok(()) if !named => "works, but capture.door names another".into(),
+                Ok(()) if !chosen => "works, but one before it does too".into(),
+                Ok(()) => match door {
+                    probe::Door::TpBtf => "one run for each message, no other system call touched",
+                    probe::Door::Fexit => "one run for each message, on a trampoline",
+                    probe::Door::Kprobe => "two runs for each message; state by address, and a bound on returns",
                 }
+                .into(),
+            };
+            if chosen {
+                report.door = Some(door.name().into());
             }
-            Ok(all) => {
-                let missing: Vec<_> = TRACEPOINTS.iter().zip(all).filter(|(_, p)| !**p).map(|(n, _)| *n).collect();
-                format!("this kernel has no tracepoint {} (Linux 6.3 and later have it)", missing.join(", "))
-            }
-            Err(e) => e.clone(),
-        };
-        report.doors = vec![
-            Door { name: "tp_btf: sock_send_length, sock_recv_length".into(), chosen: usable, why },
-            Door { name: "fexit: tcp_sendmsg, tcp_recvmsg".into(), chosen: false, why: "not in this version".into() },
-            Door {
-                name: "kprobe: tcp_sendmsg, tcp_recvmsg".into(),
-                chosen: false,
-                why: if facts.kprobes {
-                    "not in this version".into()
-                } else {
-                    "this kernel has no kprobes, and not in this version".into()
-                },
-            },
-        ];
-        report.can_capture = usable;
-        report.door = usable.then(|| "tp_btf".into());
+            report.doors.push(Door { name: format!("{door}: {}", door.hooks()), chosen, why });
+        }
+        report.can_capture = report.door.is_some();
         report
     }
 
@@ -338,27 +342,40 @@ mod tests {
         Facts {
             kernel: "6.18".into(),
             capabilities: u64::MAX,
-            tracepoints: Ok([true; 4]),
+            types: Ok(()),
+            doors: probe::Door::ALL.map(|door| (door, Ok(()))).into(),
             offsets: Ok(()),
             lockdown: None,
             jit: None,
             agent: None,
             collector: None,
-            kprobes: false,
+            door: DoorSetting::Auto,
         }
+    }
+
+    fn without(mut facts: Facts, doors: &[usize]) -> Facts {
+        for &i in doors {
+            facts.doors[i].1 = Err(format!("no {}", facts.doors[i].0));
+        }
+        facts
     }
 
     #[test]
     fn the_door_and_its_reasons() {
         assert_eq!(Report::judge(&good()).door.as_deref(), Some("tp_btf"));
-        let old = Report::judge(&Facts { tracepoints: Ok([false, false, true, true]), ..good() });
-        assert!(!old.can_capture && old.doors[0].why.contains("sock_send_length, sock_recv_length"));
-        let nobody = Report::judge(&Facts { capabilities: 0, ..good() });
+        let old = Report::judge(&without(good(), &[0]));
+        assert!(old.can_capture && old.door.as_deref() == Some("fexit") && old.doors[0].why == "no tp_btf");
+        assert_eq!(Report::judge(&without(good(), &[0, 1])).door.as_deref(), Some("kprobe"));
+        let none = Report::judge(&without(good(), &[0, 1, 2]));
+        assert!(!none.can_capture && none.text(false).contains("nothing can be captured"));
+        let named = Report::judge(&Facts { door: DoorSetting::Kprobe, ..good() });
+        assert!(named.doors[2].chosen && !named.doors[0].chosen && named.doors[0].why.contains("capture.door"));
+        let nobody = Report::judge(&Facts { capabilities: 0, ..without(good(), &[0, 1, 2]) });
         assert!(!nobody.can_capture && nobody.text(false).contains("give CAP_BPF and CAP_PERFMON"));
         let no_types =
-            Report::judge(&Facts { tracepoints: Err("no BTF".into()), offsets: Err("no BTF".into()), ..good() });
-        assert!(!no_types.can_capture && no_types.text(false).contains("CONFIG_DEBUG_INFO_BTF"));
-        assert!(!no_types.text(false).contains('\x1b'));
+            without(Facts { types: Err("no BTF".into()), offsets: Err("no BTF".into()), ..good() }, &[0, 1, 2]);
+        let text = Report::judge(&no_types).text(false);
+        assert!(text.contains("CONFIG_DEBUG_INFO_BTF") && !text.contains('\x1b'));
     }
 
     #[test]

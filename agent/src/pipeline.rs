@@ -124,6 +124,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         server: config.capture.sides.has(Side::Server),
         client: config.capture.sides.has(Side::Client),
         ring_bytes: config.limits.ring_bytes,
+        door: config.capture.door,
     };
     let (kernel, reader) = Kernel::start(wanted)?;
     stats::return_memory();
@@ -417,7 +418,7 @@ impl Capture {
         let snapshot = Snapshot {
             version: env!("CARGO_PKG_VERSION").into(),
             ready: self.inner.stats.ready.load(Ordering::Relaxed),
-            door: "tp_btf".into(),
+            door: self.kernel.door().name().into(),
             uptime_s: self.started.elapsed().as_secs(),
             now,
             totals: self.inner.stats.totals(),
@@ -425,7 +426,11 @@ impl Capture {
                 cpu_s,
                 rss_bytes,
                 map_bytes: self.connections.len() as u64 * STATE_BYTES,
-                programs: self.kernel.costs().into_iter().map(|(name, runs, ns)| Program { name, runs, ns }).collect(),
+                programs: self
+                    .kernel
+                    .costs()
+                    .map(|(name, runs, ns, verified)| Program { name, runs, ns, verified })
+                    .collect(),
             },
             endpoints: self.inner.endpoints.view(now),
             overflowed: self.inner.endpoints.overflowed,

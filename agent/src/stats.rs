@@ -38,6 +38,8 @@ counters! {
         PipelineFull => "pipeline_full",
         /// The kernel skipped a program because one ran already on that CPU.
         Recursion => "recursion",
+        /// kprobe door: the kernel did not tell of a call's end, since too many threads were inside one.
+        ReturnMissed => "return_missed",
         /// Records that the agent could not make sense of.
         BadRecord => "bad_record",
         /// The user-side connection table was full.

@@ -94,6 +94,10 @@ pub struct Program {
     pub runs: u64,
     /// Time, ns.
     pub ns: u64,
+    /// Instructions that the verifier looked at when it was loaded; the kernel's limit is a million. 0
+    /// where it does not say (before Linux 5.16).
+    #[serde(default)]
+    pub verified: u64,
 }
 
 /// How the table is drawn.

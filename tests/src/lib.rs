@@ -10,7 +10,7 @@ pub mod fuzz;
 pub mod peer;
 
 pub use agent::{Agent, Want};
-pub use peer::{Call, Step, play, play_many};
+pub use peer::{Call, Step, perform, play, play_many};
 
 /// A port that is free now.
 ///

@@ -196,6 +196,14 @@ pub fn play(address: &str, steps: &[Step]) -> String {
 pub fn play_many(address: &str, sessions: &[Vec<Step>]) -> String {
     // What is sent before the agent is there is not seen.
     crate::Agent::shared();
+    perform(address, sessions)
+}
+
+/// As [`play_many`], whichever agents there are.
+///
+/// # Panics
+/// The address cannot be had.
+pub fn perform(address: &str, sessions: &[Vec<Step>]) -> String {
     if let Some(path) = address.strip_prefix("unix:") {
         let listener = UnixListener::bind(path).expect("a free path");
         let mut threads = Vec::new();

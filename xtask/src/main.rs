@@ -21,6 +21,7 @@ mod step;
 mod strip;
 mod test;
 mod tidy;
+mod vm;
 
 /// Developer commands of apiscope.
 #[derive(Debug, Parser)]
@@ -50,6 +51,8 @@ enum Command {
     Image(image::Options),
     /// A Debian package.
     Deb(image::Options),
+    /// Boot other kernels in an emulator and test the agent there.
+    Vm(vm::Options),
     /// Measure what the agent costs.
     Bench(bench::Options),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Helm(options) => helm::run(&options),
         Command::Image(options) => image::image(&options),
         Command::Deb(options) => image::deb(&options),
+        Command::Vm(options) => vm::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {

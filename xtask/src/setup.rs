@@ -36,6 +36,8 @@ pub enum Level {
     Test,
     /// The chart's checks: helm (five minutes to build) and kubeconform.
     Helm,
+    /// The emulator that boots other kernels.
+    Vm,
     /// The measurements' server, load generator and bpftool.
     Bench,
 }
@@ -54,7 +56,7 @@ pub struct Options {
 /// Something that has no substitute could not be had.
 pub fn run(options: &Options) -> Result<()> {
     fs::remove_dir_all(place::cache("refused")?).ok();
-    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Helm, Level::Bench];
+    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Vm, Level::Helm, Level::Bench];
     let levels = if options.levels.is_empty() { &all[..] } else { &options.levels };
     for level in levels {
         need(*level)?;
@@ -90,6 +92,10 @@ pub fn need(level: Level) -> Result<()> {
             } else {
                 once("helm", helm::build)
             }
+        }
+        Level::Vm => {
+            packages(&VM);
+            Ok(())
         }
         Level::Bench => {
             packages(&BENCH);
@@ -142,6 +148,9 @@ const TEST: [Package; 12] = [
     from("python3", "python3"),
     from("gcc", "gcc"),
 ];
+
+/// The one for arm64 is asked for where it is used.
+const VM: [Package; 1] = [from("qemu-system-x86_64", "qemu-system-x86")];
 
 const BENCH: [Package; 3] = [from("nginx", "nginx-light"), from("wrk", "wrk"), from("bpftool", "bpftool")];
 

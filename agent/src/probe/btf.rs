@@ -14,10 +14,13 @@ pub const PATH: &str = "/sys/kernel/btf/vmlinux";
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNCTION: u32 = 12;
+const KIND_PROTOTYPE: u32 = 13;
 /// Anonymous members may nest; real ones do so two or three deep.
 const MAX_DEPTH: usize = 8;
 
-/// The types of a kernel.
+/// The types of a kernel; by default none.
+#[derive(Default)]
 pub struct Btf {
     bytes: Vec<u8>,
     /// Start of each type in `bytes`; type 0 is void.
@@ -75,8 +78,7 @@ impl Btf {
     pub fn offsets<const N: usize>(&self, paths: [&str; N]) -> [Option<u32>; N] {
         let wanted: HashSet<&str> = paths.iter().filter_map(|p| p.split('.').next()).collect();
         let mut found = std::collections::HashMap::new();
-        for &at in &self.types[1..] {
-            let at = at as usize;
+        for at in self.types.iter().skip(1).map(|&at| at as usize) {
             let Some((KIND_STRUCT, members)) = self.kind(at).filter(|k| k.1 > 0) else { continue };
             let _ = members;
             if let Some(name) = self.name(at).filter(|n| wanted.contains(n)) {
@@ -96,20 +98,30 @@ impl Btf {
         })
     }
 
-    /// Which of these typedefs exist. Tracepoints are published as `btf_trace_NAME`.
-    pub fn has_tracepoints<const N: usize>(&self, names: [&str; N]) -> [bool; N] {
-        let mut found = [false; N];
-        for &at in &self.types[1..] {
-            let at = at as usize;
-            if !matches!(self.kind(at), Some((KIND_TYPEDEF, _))) {
-                continue;
-            }
-            let Some(name) = self.name(at).and_then(|n| n.strip_prefix("btf_trace_")) else { continue };
-            for (wanted, found) in names.iter().zip(&mut found) {
-                *found |= name == *wanted;
+    /// Names of all tracepoints (published as typedefs `btf_trace_NAME`) and functions.
+    #[must_use]
+    pub fn names(&self) -> (HashSet<&str>, HashSet<&str>) {
+        let (mut tracepoints, mut functions) = (HashSet::new(), HashSet::new());
+        for at in self.types.iter().skip(1).map(|&at| at as usize) {
+            match self.kind(at) {
+                Some((KIND_TYPEDEF, _)) => tracepoints.extend(self.name(at).and_then(|n| n.strip_prefix("btf_trace_"))),
+                Some((KIND_FUNCTION, _)) => functions.extend(self.name(at)),
+                _ => {}
             }
         }
-        found
+        (tracepoints, functions)
+    }
+
+    /// Which argument of `function`, from 0, is called `parameter`.
+    #[must_use]
+    pub fn parameter(&self, function: &str, parameter: &str) -> Option<u32> {
+        let mut all = self.types.iter().skip(1).map(|&at| at as usize);
+        let at = all.find(|&at| {
+            matches!(self.kind(at), Some((KIND_FUNCTION, _))) && self.name(at).is_some_and(|n| n == function)
+        })?;
+        let prototype = *self.types.get(read(&self.bytes, at + 8)? as usize)? as usize;
+        let (KIND_PROTOTYPE, parameters) = self.kind(prototype)? else { return None };
+        (0..parameters).find(|&i| self.name(prototype + 12 + i as usize * 8).is_some_and(|n| n == parameter))
     }
 
     /// Bit offset and type of a member.
@@ -173,7 +185,11 @@ mod tests {
             "sock.no_such",
         ]);
         assert_eq!((family, num, port, absent), (Some(16), Some(14), Some(12), None));
-        assert_eq!(btf.has_tracepoints(["inet_sock_set_state", "no_such"]), [true, false]);
+        let (tracepoints, functions) = btf.names();
+        assert!(tracepoints.contains("inet_sock_set_state") && !tracepoints.contains("no_such"));
+        assert!(functions.contains("tcp_sendmsg") && !functions.contains("no_such"));
+        assert_eq!(btf.parameter("tcp_sendmsg", "msg"), Some(1));
+        assert_eq!(btf.parameter("tcp_sendmsg", "no_such"), None);
     }
 
     #[test]

@@ -7,23 +7,28 @@ use anyhow::{Context as _, bail};
 use aya::{
     Btf as KernelBtf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
-    programs::BtfTracePoint,
+    programs::{BtfTracePoint, FExit, KProbe},
 };
 use aya_log::EbpfLogger;
 
-use super::{btf::Btf, ring::Reader};
-use crate::stats::{Loss, Stats, Unread};
+use super::{
+    btf::Btf,
+    door::{Attachment, Door, Hook, LIFE},
+    ring::Reader,
+};
+use crate::{
+    config::DoorSetting,
+    stats::{Loss, Stats, Unread},
+};
 
 /// The object that `cargo xtask build --ebpf` makes of `agent-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../agent-ebpf/apiscope.bpf.o");
 
-/// Programs of the socket door: name in the object and tracepoint.
-const SOCKET_DOOR: [(&str, &str); 4] = [
-    ("sock_send", "sock_send_length"),
-    ("sock_recv", "sock_recv_length"),
-    ("tcp_state", "inet_sock_set_state"),
-    ("tcp_destroy", "tcp_destroy_sock"),
-];
+/// Connections whose state is kept at once where it is kept by address (kprobe door): 15 MiB. What does
+/// not fit is counted and not traced.
+const MAX_BY_ADDRESS: u32 = 32_768;
+/// Threads that can be inside a send or receive at once (kprobe door).
+const MAX_CALLS: u32 = 16_384;
 
 /// `aya_log_ebpf`'s level of debug lines; 0 takes all lines out of the programs.
 const LOG_DEBUG: u8 = 4;
@@ -39,6 +44,8 @@ pub struct Wanted {
     pub client: bool,
     /// Bytes of the ring; a power of two.
     pub ring_bytes: u32,
+    /// The door, or the best.
+    pub door: DoorSetting,
 }
 
 /// The loaded and attached kernel side. Everything is detached when it is dropped, and by the kernel
@@ -50,9 +57,17 @@ pub struct Kernel {
     rules: Array<MapData, u32>,
     counts: PerCpuArray<MapData, u64>,
     generation: u32,
-    programs: Vec<String>,
+    door: Door,
+    programs: Vec<Loaded>,
     /// Log lines of the programs, at debug level only.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
+}
+
+/// A program in the kernel.
+struct Loaded {
+    name: &'static str,
+    /// It tells of sends or receives.
+    carries: bool,
 }
 
 /// Finds the offsets that the programs need.
@@ -77,6 +92,7 @@ pub fn settings(btf: &Btf, wanted: Wanted) -> anyhow::Result<Settings> {
         "unix_sock.peer",
         "unix_address.len",
         "unix_address.name",
+        "socket.sk",
     ];
     let found = btf.offsets(paths);
     let missing: Vec<_> = paths.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(p, _)| *p).collect();
@@ -105,35 +121,58 @@ pub fn settings(btf: &Btf, wanted: Wanted) -> anyhow::Result<Settings> {
         unix_peer: offset(13),
         unix_len: offset(14),
         unix_name: offset(15),
+        socket_sk: offset(16),
+        by_address: 0,
+        recv_flags: btf.parameter("tcp_recvmsg", "flags").unwrap_or(3),
+        pad: 0,
     })
 }
 
 impl Kernel {
-    /// Loads and attaches everything. The second value is the reader of the records.
+    /// Loads and attaches everything, through the first of the wanted doors that this kernel offers. The
+    /// second value is the reader of the records.
+    ///
+    /// # Errors
+    /// Names what the kernel or the privileges lack, door by door.
+    pub fn start(wanted: Wanted) -> anyhow::Result<(Self, Reader)> {
+        let types = Btf::from_kernel()?;
+        let settings = settings(&types, wanted)?;
+        let mut refusals = Vec::new();
+        for door in Door::wanted(wanted.door) {
+            let tried = match door.offered(&types) {
+                Ok(attachments) => Self::enter(door, &attachments, settings, wanted.ring_bytes),
+                Err(lack) => Err(anyhow::anyhow!(lack)),
+            };
+            match tried {
+                Ok(started) => {
+                    log::info!("door {door}: {}", door.hooks());
+                    return Ok(started);
+                }
+                Err(e) => {
+                    log::info!("door {door}: {e:#}");
+                    refusals.push(format!("{door}: {e:#}"));
+                }
+            }
+        }
+        bail!("no way to see sends and receives\n  {}", refusals.join("\n  "))
+    }
+
+    /// Loads the programs of one door without attaching them: what `doctor` judges by.
     ///
     /// # Errors
     /// Names what the kernel or the privileges lack.
-    pub fn start(wanted: Wanted) -> anyhow::Result<(Self, Reader)> {
-        let types = Btf::from_kernel()?;
-        let present = types.has_tracepoints(SOCKET_DOOR.map(|(_, tracepoint)| tracepoint));
-        if let Some(((_, name), _)) = SOCKET_DOOR.iter().zip(present).find(|(_, present)| !present) {
-            bail!(
-                "this kernel has no tracepoint {name} (Linux 6.3 and later have it): run a newer kernel; `apiscope doctor` shows what else was looked at"
-            );
-        }
-        let settings = settings(&types, wanted)?;
-        drop(types);
-        let btf = KernelBtf::from_sys_fs().context("failed to read the kernel's types")?;
-        let logs = log::log_enabled!(target: "apiscope", log::Level::Debug);
-        let level: u8 = if logs { LOG_DEBUG } else { 0 };
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
-            .override_global("AYA_LOG_LEVEL", &level, true)
-            .map_max_entries("AYA_LOGS", if logs { LOG_BYTES } else { 4096 })
-            .override_global("SETTINGS", &settings, true)
-            .map_max_entries("RECORDS", wanted.ring_bytes)
-            .load(OBJECT)
-            .map_err(|e| refusal("the eBPF maps", &anyhow::Error::from(e).root_cause().to_string()))?;
+    pub fn try_door(door: Door, types: &Btf, wanted: Wanted) -> anyhow::Result<()> {
+        let attachments = door.offered(types).map_err(anyhow::Error::msg)?;
+        Self::load(door, &attachments, settings(types, wanted)?, wanted.ring_bytes).map(|_| ())
+    }
+
+    fn enter(
+        door: Door,
+        attachments: &[Attachment],
+        settings: Settings,
+        ring_bytes: u32,
+    ) -> anyhow::Result<(Self, Reader)> {
+        let (mut ebpf, programs) = Self::load(door, attachments, settings, ring_bytes)?;
         let take = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
         };
@@ -145,25 +184,58 @@ impl Kernel {
             counts: PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?)?,
             ebpf,
             generation: 1,
-            programs: Vec::new(),
+            door,
+            programs,
             logger: None,
         };
         kernel.rules.set(0, 1, 0)?;
-        if logs {
+        if programs_log() {
             kernel.logger = Some(EbpfLogger::init(&mut kernel.ebpf).context("failed to read the programs' log lines")?);
         }
-        for (program, tracepoint) in SOCKET_DOOR {
-            let p: &mut BtfTracePoint =
-                kernel.ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
-            p.load(tracepoint, &btf).map_err(|e| refusal(&format!("the eBPF program {program}"), &first_lines(&e)))?;
-            kernel.programs.push(program.to_owned());
-        }
-        for (program, _) in SOCKET_DOOR {
-            let p: &mut BtfTracePoint =
-                kernel.ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
-            p.attach().with_context(|| format!("failed to attach {program}"))?;
+        for Attachment { program, hook, .. } in attachments {
+            attach(&mut kernel.ebpf, program, *hook)
+                .with_context(|| format!("failed to attach {program} to {hook}"))?;
         }
         Ok((kernel, Reader::new(ring)))
+    }
+
+    fn load(
+        door: Door,
+        attachments: &[Attachment],
+        settings: Settings,
+        ring_bytes: u32,
+    ) -> anyhow::Result<(Ebpf, Vec<Loaded>)> {
+        let btf = KernelBtf::from_sys_fs().context("failed to read the kernel's types")?;
+        let by_address = door.by_address();
+        let settings = Settings { by_address: by_address.into(), ..settings };
+        let logs = programs_log();
+        let level: u8 = if logs { LOG_DEBUG } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("AYA_LOG_LEVEL", &level, true)
+            .map_max_entries("AYA_LOGS", if logs { LOG_BYTES } else { 4096 })
+            .override_global("SETTINGS", &settings, true)
+            .map_max_entries("RECORDS", ring_bytes)
+            .map_max_entries("BY_ADDRESS", if by_address { MAX_BY_ADDRESS } else { 1 })
+            .map_max_entries("CALLS", if by_address { MAX_CALLS } else { 1 })
+            .load(OBJECT)
+            .map_err(|e| refusal("the eBPF maps", &anyhow::Error::from(e).root_cause().to_string()))?;
+        let mut programs: Vec<Loaded> = Vec::new();
+        for Attachment { program, hook, .. } in attachments {
+            if programs.iter().any(|p| p.name == *program) {
+                continue;
+            }
+            let p = ebpf.program_mut(program).with_context(|| format!("no program {program}"))?;
+            let loaded = match hook {
+                Hook::Tracepoint(name) => <&mut BtfTracePoint>::try_from(p)?.load(name, &btf),
+                Hook::Exit(name) => <&mut FExit>::try_from(p)?.load(name, &btf),
+                Hook::Probe(_) | Hook::ReturnProbe(_) => <&mut KProbe>::try_from(p)?.load(),
+            };
+            loaded.map_err(|e| refusal(&format!("the eBPF program {program}"), &first_lines(&e)))?;
+            let carries = !LIFE.iter().any(|life| life.program == *program);
+            programs.push(Loaded { name: program, carries });
+        }
+        Ok((ebpf, programs))
     }
 
     /// Hands the programs' log lines to the logger.
@@ -171,6 +243,12 @@ impl Kernel {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
+    }
+
+    /// The door that is used.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.door
     }
 
     /// Takes the kernel side's counters over into the agent's.
@@ -182,6 +260,7 @@ impl Kernel {
             (Loss::Unreadable, of(Count::UNREADABLE)),
             (Loss::NoState, of(Count::NO_STATE)),
             (Loss::Recursion, self.missed()),
+            (Loss::ReturnMissed, of(Count::RETURN_MISSED)),
         ] {
             stats.set_loss(reason, total);
         }
@@ -199,17 +278,15 @@ impl Kernel {
         }
     }
 
-    /// Runs and run time (ns, while `kernel.bpf_stats_enabled` is 1) and runs skipped by recursion, by
-    /// program.
-    pub fn costs(&self) -> Vec<(String, u64, u64)> {
-        self.programs
-            .iter()
-            .filter_map(|name| {
-                let p: &BtfTracePoint = self.ebpf.program(name)?.try_into().ok()?;
-                let info = p.info().ok()?;
-                Some((name.clone(), info.run_count(), u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX)))
-            })
-            .collect()
+    /// By program: its name, its runs and their time (ns; both while `kernel.bpf_stats_enabled` is 1), and
+    /// the instructions that the verifier looked at.
+    pub fn costs(&self) -> impl Iterator<Item = (String, u64, u64, u64)> {
+        self.programs.iter().filter_map(|p| {
+            let info = self.ebpf.program(p.name)?.info().ok()?;
+            let ns = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+            let verified = info.verified_instruction_count().unwrap_or(0);
+            Some((p.name.to_owned(), info.run_count(), ns, verified.into()))
+        })
     }
 
     /// Sends and receives that the kernel skipped because the same program ran on that CPU already. (Of
@@ -217,11 +294,8 @@ impl Kernel {
     fn missed(&self) -> u64 {
         self.programs
             .iter()
-            .filter(|name| name.starts_with("sock_"))
-            .filter_map(|name| {
-                let p: &BtfTracePoint = self.ebpf.program(name)?.try_into().ok()?;
-                super::info::recursion_misses(p.fd().ok()?.as_fd())
-            })
+            .filter(|p| p.carries)
+            .filter_map(|p| super::info::recursion_misses(self.ebpf.program(p.name)?.fd().ok()?.as_fd()))
             .sum()
     }
 
@@ -253,12 +327,30 @@ impl Kernel {
     }
 }
 
+/// Are the programs' own log lines wanted? The verifier takes them out otherwise.
+fn programs_log() -> bool {
+    log::log_enabled!(target: "apiscope", log::Level::Debug)
+}
+
+fn attach(ebpf: &mut Ebpf, program: &str, hook: Hook) -> anyhow::Result<()> {
+    let p = ebpf.program_mut(program).context("the eBPF object does not have it")?;
+    match hook {
+        Hook::Tracepoint(_) => <&mut BtfTracePoint>::try_from(p)?.attach().map(|_| ())?,
+        Hook::Exit(_) => <&mut FExit>::try_from(p)?.attach().map(|_| ())?,
+        Hook::Probe(name) | Hook::ReturnProbe(name) => <&mut KProbe>::try_from(p)?.attach(name, 0).map(|_| ())?,
+    }
+    Ok(())
+}
+
 /// The end of a verifier log says what is wrong; the whole is thousands of lines.
 fn first_lines(error: &aya::programs::ProgramError) -> String {
     let aya::programs::ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
     let text = verifier_log.to_string();
     if log::log_enabled!(log::Level::Debug) {
         log::debug!("verifier: {text}");
+    }
+    if text.contains("#181") {
+        return "it has no bpf_loop (Linux 5.17 and later have it)".into();
     }
     let tail: Vec<&str> = text.lines().rev().take(12).collect();
     tail.into_iter().rev().fold(io_error.to_string(), |all, line| all + "\n  " + line)

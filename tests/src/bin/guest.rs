@@ -1,0 +1,466 @@
+//! The first process of a test VM (`cargo xtask vm`): brings the machine up, starts one agent for each door
+//! at the same time, sends traffic of every shape, and holds every agent's recording against it and against
+//! each other.
+//!
+//! It speaks to the host in lines on the serial port, each after `@vm `: `test NAME ok|lack|FAIL SECONDS
+//! WHAT`, `program DOOR NAME INSTRUCTIONS RUNS NS`, `ndjson DOOR {…}`, and at last `end`. Settings come on
+//! the kernel's command line: `vm.doors=tp_btf:no,fexit:yes,…`, `vm.full`, `vm.filter=TEXT`, `vm.shell`.
+
+use std::{
+    any::Any,
+    ffi::CString,
+    fmt::Write as _,
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use apiscope::exchange::{End, Side};
+use apiscope_tests::{Agent, Call, Step, Want, perform};
+
+/// Where the image has the agent.
+const AGENT: &str = "/apiscope";
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("this is the first process of a test VM: run `cargo xtask vm`");
+        return ExitCode::from(2);
+    }
+    let done = catch_unwind(|| {
+        bring_up();
+        let settings = Settings::read();
+        if settings.shell {
+            let status = Command::new("/bin/busybox").arg("sh").env("PATH", "/bin:/").status();
+            println!("the shell ended: {status:?}");
+        } else {
+            if !settings.probe {
+                Tests::new(settings).run();
+            }
+            println!("@vm end");
+        }
+    });
+    if let Err(panic) = done {
+        println!("the guest's own code failed: {}", text_of(&*panic));
+    }
+    // SAFETY: the end of this machine; nothing of it is kept.
+    unsafe { libc::reboot(libc::LINUX_REBOOT_CMD_RESTART) };
+    ExitCode::FAILURE
+}
+
+/// What the host wants.
+struct Settings {
+    /// Doors, and whether this kernel is expected to offer them.
+    doors: Vec<(String, bool)>,
+    full: bool,
+    filter: String,
+    shell: bool,
+    /// Only to see whether a guest starts.
+    probe: bool,
+}
+
+impl Settings {
+    fn read() -> Self {
+        let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        let value = |key: &str| line.split_ascii_whitespace().find_map(|w| w.strip_prefix(key)).unwrap_or_default();
+        let doors = value("vm.doors=").split(',').filter_map(|d| d.split_once(':'));
+        Self {
+            doors: doors.map(|(door, offered)| (door.to_owned(), offered == "yes")).collect(),
+            full: line.contains("vm.full"),
+            filter: value("vm.filter=").to_owned(),
+            shell: line.contains("vm.shell"),
+            probe: line.contains("vm.probe"),
+        }
+    }
+}
+
+/// Mounts, loopback and terminal: what a distribution does before the first program.
+fn bring_up() {
+    for (kind, place) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("tracefs", "/sys/kernel/tracing"),
+        ("securityfs", "/sys/kernel/security"),
+        ("bpf", "/sys/fs/bpf"),
+    ] {
+        let _ = fs::create_dir_all(place);
+        let (kind, target) = (CString::new(kind).expect("no NUL"), CString::new(place).expect("no NUL"));
+        // SAFETY: three strings that live through the call. A file system that a kernel lacks is no matter.
+        unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    }
+    loopback_up();
+    let _ = fs::write("/proc/sys/kernel/bpf_stats_enabled", "1");
+    // SAFETY: no other thread is there yet.
+    unsafe { std::env::set_var("APISCOPE", AGENT) };
+}
+
+fn loopback_up() {
+    // SAFETY: plain data, zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: a socket of our own and a request that lives through the call.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+        libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request);
+        libc::close(socket);
+    }
+}
+
+/// How a test ended.
+enum Verdict {
+    Good(String),
+    /// The kernel lacks what is tested, as expected, and the agent said so.
+    Lack(String),
+}
+
+struct Tests {
+    settings: Settings,
+    agents: Vec<(String, Agent)>,
+}
+
+impl Tests {
+    fn new(settings: Settings) -> Self {
+        Self { settings, agents: Vec::new() }
+    }
+
+    fn run(&mut self) {
+        self.loads();
+        self.doctor();
+        if self.agents.is_empty() {
+            return;
+        }
+        let traffic = Traffic::new();
+        let sent = catch_unwind(AssertUnwindSafe(|| traffic.perform()));
+        let (names, agents) = (self.names(), std::mem::take(&mut self.agents));
+        for (door, agent) in &agents {
+            self.test(&format!("exchanges.{door}"), || {
+                let servers = sent.as_ref().map_err(|p| text_of(&**p))?;
+                let mut n = 0;
+                for (server, wanted) in servers {
+                    agent.expect(server, wanted);
+                    n += 2 * wanted.len();
+                }
+                let lost = agent.lost();
+                if lost == 0 { Ok(Verdict::Good(format!("{n} exchanges"))) } else { Err(format!("{lost} losses")) }
+            });
+        }
+        if let Ok(servers) = &sent
+            && agents.len() > 1
+        {
+            self.test("equal", || compare(&agents, servers));
+        }
+        if self.settings.full {
+            for (door, agent) in &agents {
+                self.test(&format!("churn.{door}"), || churn(agent));
+            }
+        }
+        for (door, agent) in agents {
+            programs(&door, &agent);
+            self.test(&format!("end.{door}"), || {
+                agent.stop();
+                Ok(Verdict::Good("detached".into()))
+            });
+        }
+        if self.settings.full {
+            self.hostile(&names);
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.agents.iter().map(|(door, _)| door.clone()).collect()
+    }
+
+    /// The verifier accepts the programs of every door that this kernel offers; of the others the agent says
+    /// in a line what is missing.
+    fn loads(&mut self) {
+        for (door, offered) in std::mem::take(&mut self.settings.doors) {
+            let mut started = None;
+            self.test(&format!("load.{door}"), || {
+                let arguments = ["--door", &door, "--json"];
+                if offered {
+                    started = Some(Agent::start(&door, &arguments));
+                    return Ok(Verdict::Good("accepted and attached".into()));
+                }
+                let out = Command::new(AGENT)
+                    .args(["run", "--duration", "1", "--socket", "/tmp/lack.sock"])
+                    .args(arguments)
+                    .stdin(Stdio::null())
+                    .output()
+                    .map_err(|e| e.to_string())?;
+                let said = String::from_utf8_lossy(&out.stderr);
+                let reason = said.lines().find(|l| l.trim_start().starts_with(&door)).unwrap_or_default();
+                match out.status.code() {
+                    Some(1) if !reason.is_empty() => Ok(Verdict::Lack(reason.trim().to_owned())),
+                    Some(0) => Err("works, though this kernel was said to lack it: correct the table".into()),
+                    code => Err(format!("ended with {code:?} and no reason: {said}")),
+                }
+            });
+            self.agents.extend(started.map(|agent| (door, agent)));
+        }
+    }
+
+    /// `doctor` names the best door that did load.
+    fn doctor(&mut self) {
+        let wanted = self.names().first().cloned();
+        self.test("doctor", || {
+            let out = Command::new(AGENT).args(["doctor", "--json"]).output().map_err(|e| e.to_string())?;
+            let report: serde_json::Value = serde_json::from_slice(&out.stdout).map_err(|e| e.to_string())?;
+            let named = report["door"].as_str().map(str::to_owned);
+            if named != wanted {
+                return Err(format!("names {named:?}, but {wanted:?} loads; {}", report["doors"]));
+            }
+            Ok(Verdict::Good(format!("names {}", named.as_deref().unwrap_or("no door"))))
+        });
+    }
+
+    /// What must end the agent with a clear line, or must not end it.
+    fn hostile(&mut self, doors: &[String]) {
+        let fails = |prepare: &dyn Fn(&mut Command), says: &str| {
+            let mut command = Command::new(AGENT);
+            command.args(["run", "--duration", "1", "--quiet", "--socket", "/tmp/hostile.sock"]).stdin(Stdio::null());
+            prepare(&mut command);
+            let out = command.output().map_err(|e| e.to_string())?;
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            if out.status.code() == Some(1) && said.contains(says) {
+                Ok(Verdict::Good(format!("says: {}", said.lines().next().unwrap_or_default())))
+            } else {
+                Err(format!("ended with {:?}: {said}", out.status.code()))
+            }
+        };
+        for door in doors {
+            self.test(&format!("kill.{door}"), || killed(door));
+        }
+        self.test("no-capability", || {
+            use std::os::unix::process::CommandExt as _;
+            fails(
+                &|command| {
+                    command.uid(65_534).gid(65_534);
+                },
+                "CAP_BPF",
+            )
+        });
+        self.test("lockdown-integrity", || {
+            if fs::write("/sys/kernel/security/lockdown", "integrity").is_err() {
+                return Ok(Verdict::Lack("this kernel has no lockdown".into()));
+            }
+            let out = Command::new(AGENT).args(["doctor", "--json"]).output().map_err(|e| e.to_string())?;
+            let report: serde_json::Value = serde_json::from_slice(&out.stdout).map_err(|e| e.to_string())?;
+            match report["door"].as_str() {
+                Some(door) => Ok(Verdict::Good(format!("names {door}"))),
+                None => Err(format!("no door: {}", report["doors"])),
+            }
+        });
+        self.test("lockdown-confidentiality", || {
+            if fs::write("/sys/kernel/security/lockdown", "confidentiality").is_err() {
+                return Ok(Verdict::Lack("this kernel has no lockdown".into()));
+            }
+            fails(&|_| {}, "no way to see")
+        });
+        self.test("no-types", || {
+            let place = CString::new("/sys/kernel/btf").expect("no NUL");
+            let kind = CString::new("tmpfs").expect("no NUL");
+            // SAFETY: strings that live through the call.
+            let hidden = unsafe { libc::mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+            if hidden != 0 {
+                return Err("could not hide the types".into());
+            }
+            fails(&|_| {}, "CONFIG_DEBUG_INFO_BTF")
+        });
+    }
+
+    /// Runs one test, unless the filter leaves it out, and reports it. The first ones always run, since the
+    /// others stand on them.
+    fn test(&mut self, name: &str, run: impl FnOnce() -> Result<Verdict, String>) {
+        if !name.starts_with("load.") && !name.contains(&self.settings.filter) {
+            return;
+        }
+        let started = Instant::now();
+        let verdict = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(text_of(&*panic)));
+        let (word, what) = match verdict {
+            Ok(Verdict::Good(what)) => ("ok", what),
+            Ok(Verdict::Lack(what)) => ("lack", what),
+            Err(what) => ("FAIL", what),
+        };
+        println!("@vm test {name} {word} {:.1} {}", started.elapsed().as_secs_f32(), what.replace('\n', " | "));
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_else(|| "a panic".into())
+}
+
+/// Verifier and run-time figures of an agent's programs.
+fn programs(door: &str, agent: &Agent) {
+    let Some(snapshot) = agent.snapshot() else { return };
+    for p in snapshot.cost.programs {
+        println!("@vm program {door} {} {} {} {}", p.name, p.verified, p.runs, p.ns);
+    }
+}
+
+/// Connections, each at an address of its own.
+struct Traffic(Vec<(&'static str, Vec<Step>, Vec<Want>)>);
+
+fn request(method: &str, target: &str, body: &[u8], fields: &str) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: t.test\r\n{fields}");
+    if !body.is_empty() {
+        let _ = write!(head, "Content-Length: {}\r\n", body.len());
+    }
+    [head.as_bytes(), b"\r\n", body].concat()
+}
+
+fn response(status: u16, body: &[u8]) -> Vec<u8> {
+    [format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
+}
+
+impl Traffic {
+    fn new() -> Self {
+        let mut all = Vec::new();
+        let calls = [Call::Write, Call::Writev, Call::Send, Call::Sendmsg, Call::Sendfile];
+        for address in ["127.0.0.1:0", "[::1]:0", "unix:/tmp/calls"] {
+            let (mut steps, mut wanted) = (Vec::new(), Vec::new());
+            for (i, call) in calls.into_iter().enumerate() {
+                let size = [0, 17, 300, 9_000, 70_000][i];
+                // The bytes of sendfile never were in the application: only a body can come that way.
+                let (rq, rs) = (
+                    request("POST", &format!("/calls/{i}"), &vec![b'q'; size], ""),
+                    response(201, &vec![b's'; size * 2]),
+                );
+                let (rq_head, rs_head) = (rq.len() - size, rs.len() - size * 2);
+                if call == Call::Sendfile {
+                    steps.extend([
+                        Step::client(&rq[..rq_head]),
+                        Step::client(&rq[rq_head..]).by(call),
+                        Step::server(&rs[..rs_head]),
+                        Step::server(&rs[rs_head..]).by(call),
+                    ]);
+                } else {
+                    steps.extend([Step::client(rq.clone()).by(call), Step::server(rs.clone()).by(call)]);
+                }
+                let want = Want::new("POST", format!("/calls/{i}"), 201, &rq, &rs);
+                wanted.push(if size == 0 { want } else { want.bodies(size, size * 2) });
+            }
+            all.push((address, steps, wanted));
+        }
+        let (mut steps, mut wanted) = (Vec::new(), Vec::new());
+        for (i, split) in [1, 7, 100, 5_000].into_iter().enumerate() {
+            let path = format!("/split/{i}");
+            let rq = request("PUT", &path, &[b'a'; 90], "X-A: b\r\n");
+            let mut rs = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+            for part in [7, 100, 3_000] {
+                rs.extend_from_slice(format!("{part:x};note=1\r\n").as_bytes());
+                rs.extend(std::iter::repeat_n(b'b', part));
+                rs.extend_from_slice(b"\r\n");
+            }
+            rs.extend_from_slice(b"0\r\nX-Trailer: done\r\n\r\n");
+            steps.extend([Step::client(rq.clone()).split(split), Step::server(rs.clone()).split(split.max(100))]);
+            wanted.push(Want::new("PUT", path, 200, &rq, &rs).bodies(90, 3_107));
+        }
+        all.push(("127.0.0.1:0", steps, wanted));
+        let rqs: Vec<_> = (0..5).map(|i| request("GET", &format!("/pipe/{i}"), b"", "")).collect();
+        let rss: Vec<_> = (0..5).map(|i| response(200, &vec![b'x'; i * 10])).collect();
+        let wanted = (0..5).map(|i| Want::new("GET", format!("/pipe/{i}"), 200, &rqs[i], &rss[i])).collect();
+        all.push(("127.0.0.1:0", vec![Step::client(rqs.concat()), Step::server(rss.concat())], wanted));
+        let (rq, rs) =
+            (b"GET /old HTTP/1.0\r\n\r\n", [b"HTTP/1.0 200 OK\r\n\r\n".to_vec(), vec![b'y'; 3_000]].concat());
+        let steps = vec![Step::client(&rq[..]), Step::server(rs.clone()), Step::Close(false)];
+        all.push(("127.0.0.1:0", steps, vec![Want::new("GET", "/old", 200, rq, &rs).bodies(0, 3_000)]));
+        let (rq, rs) = (request("GET", "/cut", b"", ""), response(200, &vec![b'r'; 5_000]));
+        let pause = Duration::from_millis(100);
+        let steps = vec![
+            Step::client(rq),
+            Step::server(&rs[..2_000]),
+            Step::Sleep(false, pause),
+            Step::Reset(false),
+            Step::Sleep(true, 3 * pause),
+        ];
+        let mut cut = Want::any("GET", "/cut", 200).ending(End::Reset);
+        cut.response_bytes = Some(2_000);
+        all.push(("127.0.0.1:0", steps, vec![cut]));
+        Self(all)
+    }
+
+    /// Sends everything; returns each server's address with what must be seen there.
+    fn perform(&self) -> Vec<(String, &[Want])> {
+        self.0.iter().map(|(address, steps, wanted)| (perform(address, &[steps.clone()]), &wanted[..])).collect()
+    }
+}
+
+/// The recordings of all doors, byte for byte, apart from times and the order of independent exchanges.
+fn compare(agents: &[(String, Agent)], servers: &[(String, &[Want])]) -> Result<Verdict, String> {
+    let mut all = Vec::new();
+    for (door, agent) in agents {
+        let text = fs::read_to_string(&agent.file).map_err(|e| e.to_string())?;
+        for line in text.lines() {
+            println!("@vm ndjson {door} {line}");
+        }
+        let ours = |line: &&str| servers.iter().any(|(server, _)| line.contains(&format!("\"{server}\"")));
+        let mut lines: Vec<String> = text.lines().filter(ours).map(without_times).collect();
+        lines.sort();
+        all.push((door, lines));
+    }
+    let (first, lines) = &all[0];
+    for (door, other) in &all[1..] {
+        if let Some((a, b)) = lines.iter().zip(other).find(|(a, b)| a != b) {
+            return Err(format!("{first}: {a} | {door}: {b}"));
+        }
+        if lines.len() != other.len() {
+            return Err(format!("{first} has {} lines, {door} {}", lines.len(), other.len()));
+        }
+    }
+    let doors: Vec<_> = all.iter().map(|(door, _)| door.as_str()).collect();
+    Ok(Verdict::Good(format!("{} lines each of {}", lines.len(), doors.join(", "))))
+}
+
+/// The line with the values of `ts` and `duration_ns` taken out, and not another byte changed.
+fn without_times(line: &str) -> String {
+    let mut line = line.to_owned();
+    for key in ["\"ts\":", "\"duration_ns\":"] {
+        if let Some(at) = line.find(key).map(|at| at + key.len()) {
+            let digits = line[at..].bytes().take_while(u8::is_ascii_digit).count();
+            line.replace_range(at..at + digits, "");
+        }
+    }
+    line
+}
+
+/// Many short connections: none lost, and the agent's memory of connections goes back.
+fn churn(agent: &Agent) -> Result<Verdict, String> {
+    const CONNECTIONS: usize = 400;
+    let (rq, rs) = (request("GET", "/churn", b"", ""), response(200, b"ok"));
+    let steps = vec![Step::client(rq), Step::server(rs)];
+    let mut servers = Vec::new();
+    for _ in 0..CONNECTIONS / 20 {
+        servers.push(perform("127.0.0.1:0", &vec![steps.clone(); 20]));
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    let seen = || servers.iter().map(|s| agent.seen(s, Side::Server).len()).sum::<usize>();
+    while seen() < CONNECTIONS && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let open = || agent.snapshot().map_or(u64::MAX, |s| s.totals.connections);
+    while open() > 8 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    match (seen(), agent.lost(), open()) {
+        (CONNECTIONS, 0, 0..=8) => Ok(Verdict::Good(format!("{CONNECTIONS} connections, none left"))),
+        (seen, lost, open) => Err(format!("{seen} of {CONNECTIONS} seen, {lost} lost, {open} still open")),
+    }
+}
+
+/// An agent that is killed leaves no program behind, and another one can start.
+fn killed(door: &str) -> Result<Verdict, String> {
+    let name = format!("killed-{door}");
+    let mut agent = Agent::start(&name, &["--door", door]);
+    agent.child.kill().and_then(|()| agent.child.wait()).map_err(|e| e.to_string())?;
+    let again = Agent::start(&format!("{name}-again"), &["--door", door]);
+    let (rq, rs) = (request("GET", "/again", b"", ""), response(200, b"ok"));
+    let server = perform("127.0.0.1:0", &[vec![Step::client(rq.clone()), Step::server(rs.clone())]]);
+    again.expect(&server, &[Want::new("GET", "/again", 200, &rq, &rs)]);
+    again.stop();
+    Ok(Verdict::Good("the next one sees everything".into()))
+}
