@@ -59,8 +59,9 @@ pub fn received(sock: u64, ret: i32, flags: i32) {
     }
 }
 
-/// `bytes` went over `sock`.
-#[inline(always)]
+/// `bytes` went over `sock`. One copy for all doors: inlined into each program it made the object twice as
+/// large.
+#[inline(never)]
 fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     let Some(connection) = conn::find_or_new(sock) else { return };
     // SAFETY: map memory of this socket; a second writer would need a second call on the same

@@ -85,7 +85,7 @@ pub struct Facts {
     pub capabilities: u64,
     /// The kernel's types can be read, or why not.
     pub types: Result<(), String>,
-    /// Each door, tried: its programs were loaded (not attached), or why not.
+    /// Each door in order: it works or is there, or why not.
     pub doors: Vec<(probe::Door, Result<(), String>)>,
     /// Members that the programs need and the types lack.
     pub offsets: Result<(), String>,
@@ -130,13 +130,7 @@ fn facts() -> Facts {
         kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
         capabilities: capabilities.unwrap_or(0),
         offsets: types.clone().and_then(|b| load::settings(b, wanted).map(|_| ()).map_err(|e| format!("{e:#}"))),
-        doors: probe::Door::ALL
-            .map(|door| {
-                let tried =
-                    types.clone().and_then(|b| load::Kernel::try_door(door, b, wanted).map_err(|e| format!("{e:#}")));
-                (door, tried)
-            })
-            .into(),
+        doors: doors(&types, wanted),
         types: types.map(|_| ()),
         door,
         lockdown: read("/sys/kernel/security/lockdown"),
@@ -144,6 +138,24 @@ fn facts() -> Facts {
         agent: local::snapshot(&socket).ok().map(|s| format!("apiscope {} answers at {}", s.version, socket.display())),
         collector: collector(),
     }
+}
+
+/// Each door: tried by loading its programs, until the first of the wanted ones that works; the kernel's
+/// verifier may need a second for one. Of those behind it only what they need is looked for.
+fn doors(types: &Result<&Btf, String>, wanted: Wanted) -> Vec<(probe::Door, Result<(), String>)> {
+    let mut found = false;
+    let named = probe::Door::wanted(wanted.door);
+    probe::Door::ALL
+        .map(|door| {
+            let result = match types {
+                Err(e) => Err(e.clone()),
+                Ok(types) if found || !named.contains(&door) => door.offered(types).map(|_| ()),
+                Ok(types) => load::Kernel::try_door(door, types, wanted).map_err(|e| format!("{e:#}")),
+            };
+            found |= named.contains(&door) && result.is_ok();
+            (door, result)
+        })
+        .into()
 }
 
 /// The configured collector, and whether something listens there.
@@ -244,8 +256,8 @@ impl Report {
             let chosen = report.door.is_none() && named && tried.is_ok();
             let why = match tried {
                 Err(lack) => lack.clone(),
-                Ok(()) if !named => "works, but capture.door names another".into(),
-                Ok(()) if !chosen => "works, but one before it does too".into(),
+                Ok(()) if !named => "there, but capture.door names another".into(),
+                Ok(()) if !chosen => "there, but not needed: one before it works".into(),
                 Ok(()) => match door {
                     probe::Door::TpBtf => "one run for each message, no other system call touched",
                     probe::Door::Fexit => "one run for each message, on a trampoline",

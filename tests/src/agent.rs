@@ -124,6 +124,13 @@ pub fn binary() -> PathBuf {
     binary
 }
 
+/// How long an agent may take to attach its probes. An emulated processor verifies programs for minutes:
+/// `APISCOPE_READY_S` gives it more time.
+fn ready_within() -> Duration {
+    let named = std::env::var("APISCOPE_READY_S").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(named.unwrap_or(90))
+}
+
 impl Agent {
     /// Starts an agent and waits until every probe is attached.
     ///
@@ -166,7 +173,7 @@ impl Agent {
         };
         let child = command.spawn().expect("the agent starts");
         let mut agent = Self { child, binary, file, socket };
-        let end = Instant::now() + Duration::from_secs(90);
+        let end = Instant::now() + ready_within();
         while agent.snapshot().is_none_or(|s| !s.ready) {
             if let Some(status) = agent.child.try_wait().expect("a child") {
                 panic!("the agent ended: {status}");
