@@ -4,7 +4,8 @@
 //!
 //! It speaks to the host in lines on the serial port, each after `@vm `: `test NAME ok|lack|FAIL SECONDS
 //! WHAT`, `program DOOR NAME INSTRUCTIONS RUNS NS`, `ndjson DOOR {…}`, and at last `end`. Settings come on
-//! the kernel's command line: `vm.doors=tp_btf:no,fexit:yes,…`, `vm.full`, `vm.filter=TEXT`, `vm.shell`.
+//! the kernel's command line: `vm.doors=tp_btf:no,fexit:yes,…`, `vm.full`, `vm.filter=TEXT`, `vm.shell`;
+//! words without a dot, such as `APISCOPE=PATH`, become variables of this process.
 
 use std::{
     any::Any,
@@ -93,11 +94,6 @@ fn bring_up() {
     }
     loopback_up();
     let _ = fs::write("/proc/sys/kernel/bpf_stats_enabled", "1");
-    // SAFETY: no other thread is there yet.
-    unsafe {
-        std::env::set_var("APISCOPE", AGENT);
-        std::env::set_var("APISCOPE_READY_S", "600");
-    }
 }
 
 fn loopback_up() {
@@ -392,7 +388,10 @@ impl Traffic {
 
     /// Sends everything; returns each server's address with what must be seen there.
     fn perform(&self) -> Vec<(String, &[Want])> {
-        self.0.iter().map(|(address, steps, wanted)| (perform(address, &[steps.clone()]), &wanted[..])).collect()
+        self.0
+            .iter()
+            .map(|(address, steps, wanted)| (perform(address, std::slice::from_ref(steps)), &wanted[..]))
+            .collect()
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::mpsc::{RecvTimeoutError, sync_channel},
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +22,8 @@ use crate::{place, step};
 
 /// Last line of a guest that came to its end.
 const END: &str = "@vm end";
+/// Lines that wait to be looked at; then the emulator waits.
+const LINES: usize = 1024;
 
 /// An emulator that was found.
 #[derive(Debug)]
@@ -107,7 +109,7 @@ impl Bootable<'_> {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("failed to start {}", step::shown(&command)))?;
-        let (send, lines) = channel();
+        let (send, lines) = sync_channel(LINES);
         for stream in [
             child.stdout.take().map(|s| Box::new(s) as Box<dyn std::io::Read + Send>),
             child.stderr.take().map(|s| Box::new(s) as Box<dyn std::io::Read + Send>),
@@ -173,7 +175,11 @@ impl Bootable<'_> {
             .arg("-initrd")
             .arg(self.image)
             .arg("-append")
-            .arg(format!("console={console} panic=-1 oops=panic quiet {settings}"));
+            // The kernel hands NAME=value words to the first process as variables: where the agent is, and how
+            // long the verifier may take on this processor.
+            .arg(format!(
+                "console={console} panic=-1 oops=panic quiet APISCOPE=/apiscope APISCOPE_READY_S=600 {settings}"
+            ));
         command
     }
 }
