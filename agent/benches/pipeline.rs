@@ -46,10 +46,8 @@ fn record(kind: u8, flags: u16, conn: u64, index: u32, ts: u64, data: &[u8]) -> 
     [bytes(&header), data.to_vec()].concat()
 }
 
-fn pipeline(criterion: &mut Criterion) {
-    const CONNECTIONS: u64 = 64;
-    const EACH: u32 = 100;
-    let open = Open {
+fn opened() -> Open {
+    Open {
         family: 2,
         local_port: 80,
         remote_port: 40_000,
@@ -62,10 +60,79 @@ fn pipeline(criterion: &mut Criterion) {
         comm: [b'n'; 16],
         path: [0; 108],
         path_len: 0,
-    };
+    }
+}
+
+/// A frame of HTTP/2 as the kernel side passes it on.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Vec<u8>) {
+    let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
+    out.extend([length[1], length[2], length[3], kind, flags]);
+    out.extend(stream.to_be_bytes());
+    out.extend(payload);
+}
+
+/// As [`pipeline`], with 32 streams side by side on each connection of HTTP/2.
+fn streams(criterion: &mut Criterion) {
+    const CONNECTIONS: u64 = 64;
+    const STREAMS: u32 = 32;
+    const ROUNDS: u32 = 4;
     let mut records = Vec::new();
     for conn in 0..CONNECTIONS {
-        records.push(record(Kind::OPEN, 0, conn, 0, 1, &bytes(&open)));
+        records.push(record(Kind::OPEN, 0, conn, 0, 1, &bytes(&opened())));
+    }
+    for round in 0..ROUNDS {
+        for conn in 0..CONNECTIONS {
+            let (mut asked, mut answered) = (Vec::new(), Vec::new());
+            for i in 0..STREAMS {
+                let id = (round * STREAMS + i) * 2 + 1;
+                let path = format!("/users/{}/orders", id % 50);
+                let mut block = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).expect("short")];
+                block.extend(path.as_bytes());
+                // The user agent and a credential: inserted once, then referred to.
+                if id == 1 {
+                    block.extend(b"\x7a\x07bench/1\x57\x08Bearer x");
+                } else {
+                    block.extend([0xbf, 0xbe]);
+                }
+                frame(1, 5, id, &block, &mut asked);
+                frame(1, 4, id, if id == 1 { b"\x88\x5f\x10application/json" } else { &[0x88, 0xbe] }, &mut answered);
+                frame(0, 1, id, &[], &mut answered);
+                answered.extend([0; 4]);
+            }
+            let ts = u64::from(round) * 1_000;
+            let preface = if round == 0 { Flag::PREFACE } else { 0 };
+            records.push(record(Kind::FRAMES, Flag::FIRST | preface, conn, round, ts, &asked));
+            records.push(record(Kind::FRAMES, Flag::FIRST | Flag::SENT, conn, round, ts + 500, &answered));
+        }
+    }
+    run(criterion, "streams", CONNECTIONS * u64::from(STREAMS * ROUNDS), &records);
+}
+
+fn run(criterion: &mut Criterion, name: &str, exchanges: u64, records: &[Vec<u8>]) {
+    let mut group = criterion.benchmark_group("pipeline");
+    group.throughput(Throughput::Elements(exchanges));
+    group.bench_function(name, |b| {
+        let mut sink =
+            Sink { routes: Routes::new(&[]), endpoints: Endpoints::new(2_000, None), service: "shop".into() };
+        b.iter(|| {
+            let mut connections = Connections::new(0, Arc::new(Stats::default()));
+            for record in records {
+                if let Ok(event) = event::parse(black_box(record)) {
+                    connections.handle(event, &mut sink);
+                }
+            }
+            black_box(connections.len())
+        });
+    });
+    group.finish();
+}
+
+fn pipeline(criterion: &mut Criterion) {
+    const CONNECTIONS: u64 = 64;
+    const EACH: u32 = 100;
+    let mut records = Vec::new();
+    for conn in 0..CONNECTIONS {
+        records.push(record(Kind::OPEN, 0, conn, 0, 1, &bytes(&opened())));
     }
     let whole = Flag::FIRST | Flag::LAST | Flag::DONE;
     for index in 0..EACH {
@@ -87,23 +154,8 @@ fn pipeline(criterion: &mut Criterion) {
             ));
         }
     }
-    let mut group = criterion.benchmark_group("pipeline");
-    group.throughput(Throughput::Elements(CONNECTIONS * u64::from(EACH)));
-    group.bench_function("exchanges", |b| {
-        let mut sink =
-            Sink { routes: Routes::new(&[]), endpoints: Endpoints::new(2_000, None), service: "shop".into() };
-        b.iter(|| {
-            let mut connections = Connections::new(0, Arc::new(Stats::default()));
-            for record in &records {
-                if let Ok(event) = event::parse(black_box(record)) {
-                    connections.handle(event, &mut sink);
-                }
-            }
-            black_box(connections.len())
-        });
-    });
-    group.finish();
+    run(criterion, "exchanges", CONNECTIONS * u64::from(EACH), &records);
 }
 
-criterion_group!(benches, pipeline);
+criterion_group!(benches, pipeline, streams);
 criterion_main!(benches);

@@ -579,11 +579,9 @@ impl Connections {
                 }
                 let (asked, answered) = (usize::from(pending.sent), usize::from(!pending.sent));
                 if pending.upgraded {
-                    let heads = [pending.request_bytes, pending.response_bytes];
-                    pending.request_bytes = closed.bytes[asked].max(heads[0]);
-                    pending.response_bytes = closed.bytes[answered].max(heads[1]);
-                    pending.request_body = pending.request_bytes - heads[0];
-                    pending.response_body = pending.response_bytes - heads[1];
+                    // Request and answer are over since the upgrade; what came after is their content.
+                    pending.request_body = closed.bytes[asked].saturating_sub(pending.request_bytes);
+                    pending.response_body = closed.bytes[answered].saturating_sub(pending.response_bytes);
                     pending.last_ts = pending.last_ts.max(closed.last_ts[0]).max(closed.last_ts[1]);
                     self.finish(id, 0, Some(End::Upgraded), outside);
                     continue;

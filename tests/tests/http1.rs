@@ -239,9 +239,21 @@ fn upgrades_leave_http() {
     let go = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n";
     let server = play(
         HERE,
-        &[Step::client(rq), Step::server(&go[..]), Step::client(frames.clone()), Step::server(frames).split(11)],
+        &[
+            Step::client(rq.clone()),
+            Step::server(&go[..]),
+            Step::client(frames.clone()),
+            Step::server(frames.clone()).split(11),
+        ],
     );
-    Agent::shared().expect(&server, &[Want::any("GET", "/chat", 101).ending(End::Upgraded)]);
+    // The sizes are those of request and answer; what was exchanged since the upgrade is their content.
+    let sizes = |w: Want, request: usize, response: usize| Want {
+        request_bytes: Some(request as u64),
+        response_bytes: Some(response as u64),
+        ..w.ending(End::Upgraded)
+    };
+    let want = Want::any("GET", "/chat", 101).bodies(frames.len(), frames.len());
+    Agent::shared().expect(&server, &[sizes(want, rq.len(), go.len())]);
     let rq = b"CONNECT db.internal:443 HTTP/1.1\r\nHost: db\r\n\r\n";
     let steps = [
         Step::client(&rq[..]),
@@ -249,7 +261,10 @@ fn upgrades_leave_http() {
         Step::client(vec![7; 500]),
         Step::server(vec![9; 5000]),
     ];
-    Agent::shared().expect(&play(HERE, &steps), &[Want::any("CONNECT", "db.internal:443", 200).ending(End::Upgraded)]);
+    Agent::shared().expect(
+        &play(HERE, &steps),
+        &[sizes(Want::any("CONNECT", "db.internal:443", 200).bodies(500, 5000), rq.len(), 28)],
+    );
 }
 
 #[test]
