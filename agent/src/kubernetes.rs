@@ -70,9 +70,16 @@ impl Watches {
         }
         // Another part of the process may have chosen a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let node = config.node.clone().or_else(|| std::env::var("NODE_NAME").ok().filter(|n| !n.is_empty()));
-        let node = node.context("kubernetes.node is not set, nor is NODE_NAME: the chart sets it")?;
-        let api = Arc::new(Api::new(config)?);
+        let known = Self::server(config);
+        let (node, api) = match known {
+            Ok(known) => known,
+            // Nobody asked for it: a pod without a service account is traced all the same.
+            Err(e) if config.enabled.is_none() => {
+                log::warn!("{e:#}: pods go by container id");
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
         let naming = Naming { well_known_labels: config.well_known_labels, labels: config.labels.clone() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = watch::channel(false);
@@ -99,6 +106,15 @@ impl Watches {
             });
         })?;
         Ok(Some(Self { stop, thread: Some(thread) }))
+    }
+}
+
+impl Watches {
+    /// This node's name, and its API server.
+    fn server(config: &Kubernetes) -> anyhow::Result<(String, Arc<Api>)> {
+        let node = config.node.clone().or_else(|| std::env::var("NODE_NAME").ok().filter(|n| !n.is_empty()));
+        let node = node.context("kubernetes.node is not set, nor is NODE_NAME: the chart sets it")?;
+        Ok((node, Arc::new(Api::new(config)?)))
     }
 }
 

@@ -23,7 +23,7 @@ use apiscope::{
 use apiscope_tests::{
     Agent,
     apiserver::{ApiServer, pod, uid},
-    program,
+    free_port, program,
 };
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ fn config(server: &ApiServer) -> Kubernetes {
 }
 
 fn wait(what: &str, ready: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(90);
     while !ready() {
         assert!(Instant::now() < end, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -119,6 +119,38 @@ fn watches_outlive_cuts_forgetting_and_an_absent_server() {
     let stopping = Instant::now();
     drop(watches);
     assert!(stopping.elapsed() < Duration::from_secs(2), "it ends at once");
+}
+
+/// What was asked for and cannot be is an error that names it; a token never goes out in plaintext.
+#[test]
+fn wrong_configuration_is_named_and_tokens_stay() {
+    use std::io::{Read as _, Write as _};
+    let start = |config: &Kubernetes| Watches::start(config, Arc::default(), Arc::default());
+    let config = Kubernetes { enabled: Some(true), ..Kubernetes::default() };
+    let error = start(&config).err().expect("no node").to_string();
+    assert!(error.contains("NODE_NAME"), "{error}");
+    let config = Kubernetes { node: Some(NODE.into()), ..config };
+    let error = start(&config).err().expect("no server").to_string();
+    assert!(error.contains("kubernetes.server"), "{error}");
+    assert!(start(&Kubernetes { enabled: Some(false), ..config.clone() }).expect("off").is_none());
+
+    let token = std::env::temp_dir().join(format!("apiscope-token-{}", std::process::id()));
+    fs::write(&token, "canary-token").expect("written");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let server = Some(format!("http://{}", listener.local_addr().expect("an address")));
+    let stats = Arc::new(Stats::default());
+    let config = Kubernetes { server, token_file: Some(token.clone()), peers: false, ..config };
+    let watches = Watches::start(&config, Arc::default(), stats.clone()).expect("valid").expect("on");
+    let (mut stream, _) = listener.accept().expect("asked");
+    let mut head = [0; 4096];
+    let n = stream.read(&mut head).expect("a request");
+    let head = String::from_utf8_lossy(&head[..n]).into_owned();
+    assert!(head.starts_with("GET /api/v1/pods") && !head.contains("canary"), "{head}");
+    // Refused: counted, and said with its remedy in the log.
+    stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").expect("answered");
+    wait("a counted failure", || stats.totals().kubernetes_failed > 0);
+    drop(watches);
+    fs::remove_file(token).expect("removable");
 }
 
 /// Cgroups, removed at the end.
@@ -223,18 +255,20 @@ fn pods_of_a_second_are_named_on_both_ends() {
     let file = folder.join("config.toml");
     fs::write(&file, format!("[kubernetes]\nenabled = true\nnode = \"{NODE}\"\nserver = \"{}\"\n", server.url()))
         .expect("written");
-    let agent = Agent::start("kubernetes", &["--config", &file.to_string_lossy()]);
+    // Only what is the test's: the machine may be busy with others.
+    let port = free_port().to_string();
+    let agent = Agent::start("kubernetes", &["--config", &file.to_string_lossy(), "--include-port", &port]);
 
     // The web server's container is there before the API server tells of it.
     let web = "10.250.0.1";
     let procs = cgroups.container("web-0", &container_id(1));
     let mut serve = inside(&procs, "python3");
-    serve.args(["-m", "http.server", "8080", "--bind", web]);
+    serve.args(["-m", "http.server", &port, "--bind", web]);
     let _web = Process(in_namespace(serve, holder.0.id()).spawn().expect("a server"));
     server.put("pods", pod("shop", "web-0", "web", NODE, Some(web), Some(&container_id(1))));
     wait("the web server", || {
         let mut ask = Command::new(program("curl"));
-        ask.args(["-s", "-o", "/dev/null", &format!("http://{web}:8080/ready")]);
+        ask.args(["-s", "-o", "/dev/null", &format!("http://{web}:{port}/ready")]);
         in_namespace(ask, holder.0.id()).status().expect("curl runs").success()
     });
 
@@ -248,7 +282,7 @@ fn pods_of_a_second_are_named_on_both_ends() {
         server.put("pods", pod("batch", &name, "job", node, None, None));
         let procs = cgroups.container(&name, &id);
         let mut ask = inside(&procs, "curl");
-        ask.args(["-s", "--interface", &address, "-o", "/dev/null", &format!("http://{web}:8080/{name}")]);
+        ask.args(["-s", "--interface", &address, "-o", "/dev/null", &format!("http://{web}:{port}/{name}")]);
         let mut asking = in_namespace(ask, holder.0.id()).spawn().expect("curl");
         std::thread::sleep(tell_late);
         let told = pod("batch", &name, "job", node, Some(&address), Some(&id));
@@ -270,28 +304,33 @@ fn pods_of_a_second_are_named_on_both_ends() {
         all.filter(|e| e["path"].as_str().is_some_and(|p| p.starts_with("/job-"))).collect()
     };
     wait("both ends of every exchange", || lines().len() >= 2 * JOBS);
-    let mut wrong = Vec::new();
+    let (mut wrong, mut unnamed) = (Vec::new(), 0_usize);
     for exchange in lines() {
         let path = exchange["path"].as_str().unwrap_or_default();
         let name = path.trim_start_matches('/');
         let of = |key: &str| exchange[key].as_str().unwrap_or_default().to_owned();
         let (own, peer) = if of("side") == "server" { ("web-0", name) } else { (name, "web-0") };
         let ns = |pod: &str| if pod.starts_with("job") { "batch" } else { "shop" };
-        if of("pod") != own || of("peer_pod") != peer || of("peer_namespace") != ns(peer) {
-            wrong.push(format!("{} of {path}: own `{}`, peer `{}`", of("side"), of("pod"), of("peer_pod")));
+        let service = if own == "web-0" { "web" } else { "job" };
+        // On a machine that is too busy a name may come too late: then it is missing and counted, never wrong.
+        if of("pod").is_empty() {
+            unnamed += 1;
+        } else if of("pod") != own || of("namespace") != ns(own) || of("service") != service {
+            wrong.push(format!("{} of {path}: own `{}`, service `{}`", of("side"), of("pod"), of("service")));
         }
-        let service = if own.is_empty() {
-            "curl"
-        } else if own == "web-0" {
-            "web"
-        } else {
-            "job"
-        };
-        if of("service") != service || (of("side") == "server" && of("caller") != "batch/job") {
-            wrong.push(format!("{} of {path}: service `{}`, caller `{}`", of("side"), of("service"), of("caller")));
+        if of("peer_pod").is_empty() {
+            unnamed += 1;
+        } else if of("peer_pod") != peer || of("peer_namespace") != ns(peer) {
+            wrong.push(format!("{} of {path}: peer `{}`", of("side"), of("peer_pod")));
+        } else if of("side") == "server" && of("caller") != "batch/job" {
+            wrong.push(format!("{} of {path}: caller `{}`", of("side"), of("caller")));
         }
     }
-    assert!(wrong.is_empty(), "{} of {} wrong:\n  {}", wrong.len(), 2 * JOBS, wrong.join("\n  "));
+    assert!(wrong.is_empty(), "{} wrong:\n  {}", wrong.len(), wrong.join("\n  "));
+    let counted = agent.snapshot().expect("it runs").totals.unnamed.values().sum::<u64>();
+    println!("{} ends of exchanges: {unnamed} without a name, {counted} counted", 4 * JOBS);
+    assert!(unnamed as u64 <= counted, "{unnamed} ends have no name, {counted} are counted");
+    assert!(unnamed <= JOBS / 2, "{unnamed} of {} ends have no name", 4 * JOBS);
     assert_eq!(agent.lost(), 0);
     drop(agent);
     fs::remove_dir_all(folder).expect("removable");

@@ -23,6 +23,8 @@ pub const MAX_SERVICES: usize = 20_000;
 pub const MAX_NODES: usize = 10_000;
 /// Most containers of one pod.
 pub const MAX_CONTAINERS: usize = 64;
+/// Most networks in which pods were seen; addresses of others are not waited for.
+pub const MAX_NETWORKS: usize = 16_384;
 /// A pod that is gone keeps its containers and addresses for this long, ns: its last exchanges end, and
 /// are read, after it.
 pub const GRACE: u64 = 60_000_000_000;
@@ -166,7 +168,9 @@ impl Pods {
             }
         }
         for &address in &pod.addresses {
-            self.near.insert(network(address));
+            if self.near.len() < MAX_NETWORKS {
+                self.near.insert(network(address));
+            }
             let holders = self.addresses.entry(address).or_default();
             if !holders.contains(&pod.uid) {
                 let created = pod.created;

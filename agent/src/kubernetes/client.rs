@@ -59,6 +59,8 @@ impl Api {
             .tcp_keepalive(SILENCE / 3)
             .tcp_user_timeout(SILENCE)
             .user_agent(concat!("apiscope/", env!("CARGO_PKG_VERSION")))
+            // A token goes to the server that was named, and to no other.
+            .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
         if let Some(path) = authority {
             let pem = std::fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
@@ -82,7 +84,8 @@ impl Api {
     /// As [`Failure`] tells.
     pub async fn get(&self, path: &str, accept: &str) -> Result<Response, Failure> {
         let mut request = self.client.get(format!("{}{path}", self.base)).header("accept", accept);
-        if let Some(file) = &self.token {
+        // Never in plaintext: `kubectl proxy` and its like need none.
+        if let Some(file) = self.token.as_ref().filter(|_| self.base.starts_with("https:")) {
             // Read each time: it is renewed every hour.
             let token = std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
             request = request.bearer_auth(token.trim());
