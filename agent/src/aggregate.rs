@@ -10,6 +10,10 @@ use histogram::Histogram;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 
+mod facts;
+
+pub use facts::{Facts, FactsView};
+
 use crate::{
     exchange::{Api, Auth, Exchange, Method, Peer, Protocol, Scheme, Side, Workload},
     route::Route,
@@ -131,6 +135,7 @@ struct Endpoint {
     last_seen: u64,
     rate: [u32; RATE_SECONDS],
     rate_second: u64,
+    facts: Facts,
 }
 
 /// One status (and version, and scheme) of an endpoint.
@@ -194,6 +199,9 @@ pub struct EndpointView {
     pub first_seen: u64,
     /// See `first_seen`.
     pub last_seen: u64,
+    /// What the inventory adds to the numbers.
+    #[serde(default)]
+    pub facts: FactsView,
 }
 
 impl Endpoints {
@@ -332,6 +340,7 @@ impl Endpoint {
             last_seen: ts,
             rate: [0; RATE_SECONDS],
             rate_second: 0,
+            facts: Facts::default(),
         }
     }
 
@@ -357,6 +366,7 @@ impl Endpoint {
         self.first_seen = self.first_seen.min(other.first_seen);
         self.last_seen = self.last_seen.max(other.last_seen);
         self.other_callers += other.other_callers;
+        self.facts.absorb(other.facts);
         for caller in &other.callers {
             self.caller(caller);
         }
@@ -424,6 +434,7 @@ impl Endpoint {
         self.tick(exchange.ts / 1_000_000_000);
         self.rate[usize::try_from(self.rate_second).unwrap_or(0) % RATE_SECONDS] += 1;
         self.caller(&exchange.client);
+        self.facts.add(exchange);
         let found = self.statuses.iter_mut().find(|s| {
             s.status == exchange.status
                 && s.protocol == exchange.protocol
@@ -527,6 +538,7 @@ impl Endpoint {
             callers: self.callers.len() as u64,
             first_seen: self.first_seen,
             last_seen: self.last_seen,
+            facts: self.facts.view(&self.duration),
         }
     }
 }

@@ -55,6 +55,8 @@ enum Command {
     Simulate(commands::Simulate),
     /// Findings of a running agent, the rules behind them, and what they cover
     Findings(commands::Findings),
+    /// Every API that was seen, and in what it differs from OpenAPI documents
+    Inventory(commands::InventoryCommand),
     /// What this kernel, these privileges and these processes allow, and why
     Doctor {
         /// One JSON object
@@ -228,6 +230,7 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay_files(&arguments),
         Command::Simulate(arguments) => return arguments.run(),
         Command::Findings(arguments) => arguments.run(),
+        Command::Inventory(arguments) => return arguments.run(),
         Command::Doctor { json } => return doctor_report(json),
         Command::Config(command) => return config(&command),
         Command::Completions { shell } => {
@@ -241,17 +244,13 @@ pub fn main() -> ExitCode {
 fn finish(result: anyhow::Result<()>, code: u8) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) if commands::is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("apiscope: {e:#}");
             // A wrong variable is found where it is used, and is wrong configuration all the same.
             ExitCode::from(if e.is::<export::WrongVariable>() { USAGE } else { code })
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(arguments: &Run) -> ExitCode {

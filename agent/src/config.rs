@@ -27,6 +27,8 @@ pub struct Config {
     pub routes: RouteConfig,
     /// Who asks.
     pub identity: IdentityConfig,
+    /// The list of every API.
+    pub inventory: InventoryConfig,
     /// Detectors.
     pub detect: Detect,
     /// Bounds.
@@ -152,6 +154,15 @@ pub struct IdentityConfig {
     pub api_key_headers: Vec<String>,
     /// More query parameters that carry API keys.
     pub api_key_query: Vec<String>,
+}
+
+/// The list of every API.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InventoryConfig {
+    /// Where it is kept over a restart: `/var/lib/apiscope/inventory.json`, say; without one it begins anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// Detectors.
@@ -582,6 +593,7 @@ const HELP: &str = "\
 # routes.patterns  [\"/files/{name}\"]: routes that come before what is found
 # identity.key_file        key of the hashes that name principals; made at the first start (0600)
 # identity.api_key_headers, identity.api_key_query   more names that carry API keys
+# inventory.file   where the list of every API is kept over a restart (0600); not kept by default
 # detect.disable, detect.thresholds   see `apiscope findings --rules`; [[detect.allow]] rule, service, method, route,
 #                  principal, caller (with *), reason: what is no finding; detect.acknowledge: ids of findings
 # limits.*         bounds of memory

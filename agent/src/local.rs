@@ -1,5 +1,5 @@
 //! The agent's unix socket, where `apiscope top` asks. One request a connection: a line that names what
-//! is wanted (`snapshot`, `health`), answered by one line of JSON. Root only (mode 0600).
+//! is wanted (`snapshot`, `inventory`, `health`), answered by one line of JSON. Root only (mode 0600).
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{stats::Stats, table::Snapshot};
+use crate::{inventory::Inventory, stats::Stats, table::Snapshot};
 
 /// A client that does not ask or read within this time is left.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -73,15 +73,20 @@ impl Socket {
         self
     }
 
-    /// Answers requests until `over` says so; `snapshot` makes the answer.
-    pub fn serve(&self, snapshot: impl Fn() -> Option<String>, over: impl Fn() -> bool) {
+    /// Answers requests until `over` says so; `snapshot` and `inventory` make the answers.
+    pub fn serve(
+        &self,
+        snapshot: impl Fn() -> Option<String>,
+        inventory: impl Fn() -> Option<String>,
+        over: impl Fn() -> bool,
+    ) {
         for stream in self.listener.incoming() {
             if over() {
                 return;
             }
             // A client that fails has only itself to blame.
             if let Ok(stream) = stream
-                && let Err(e) = answer(stream, &self.stats, &snapshot)
+                && let Err(e) = answer(stream, &self.stats, &snapshot, &inventory)
             {
                 log::debug!("a request at the local socket failed: {e}");
             }
@@ -102,18 +107,24 @@ impl Drop for Socket {
     }
 }
 
-fn answer(mut stream: UnixStream, stats: &Stats, snapshot: &impl Fn() -> Option<String>) -> anyhow::Result<()> {
+fn answer(
+    mut stream: UnixStream,
+    stats: &Stats,
+    snapshot: &impl Fn() -> Option<String>,
+    inventory: &impl Fn() -> Option<String>,
+) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&stream).take(MAX_REQUEST)).read_line(&mut line)?;
     let answer = match line.trim_end() {
         "snapshot" => snapshot().unwrap_or_else(|| r#"{"error":"the agent is busy"}"#.into()),
+        "inventory" => inventory().unwrap_or_else(|| r#"{"error":"the agent is busy"}"#.into()),
         "health" => {
             let ready = stats.ready.load(Ordering::Relaxed);
             serde_json::to_string(&Health { ready, alive: stats.is_alive() })?
         }
-        _ => r#"{"error":"unknown request: ask for snapshot or health"}"#.into(),
+        _ => r#"{"error":"unknown request: ask for snapshot, inventory or health"}"#.into(),
     };
     stream.write_all(answer.as_bytes())?;
     stream.write_all(b"\n")?;
@@ -126,6 +137,14 @@ fn answer(mut stream: UnixStream, stats: &Stats, snapshot: &impl Fn() -> Option<
 /// Nothing answers at `path`, or not as an agent does.
 pub fn snapshot(path: &Path) -> anyhow::Result<Snapshot> {
     ask(path, "snapshot")
+}
+
+/// Asks a running agent for all that it knows, earlier runs included.
+///
+/// # Errors
+/// As [`snapshot`].
+pub fn inventory(path: &Path) -> anyhow::Result<Inventory> {
+    ask(path, "inventory")
 }
 
 /// Asks a running agent how it is.
@@ -161,7 +180,9 @@ mod tests {
         let text = serde_json::to_string(&Snapshot { ready: true, ..Snapshot::default() }).expect("serializable");
         let over = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| socket.serve(|| Some(text.clone()), || over.load(std::sync::atomic::Ordering::Relaxed)));
+            scope.spawn(|| {
+                socket.serve(|| Some(text.clone()), || None, || over.load(std::sync::atomic::Ordering::Relaxed));
+            });
             for garbage in [&b"\xff\xfe\n"[..], b"", &[b'x'; 10_000]] {
                 let mut stream = UnixStream::connect(&path).expect("listens");
                 let _ = stream.write_all(garbage);

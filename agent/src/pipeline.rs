@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    aggregate::Endpoints,
+    aggregate::{Endpoints, Moved},
     config::{Config, Subject},
     conn::{Connections, Identity, Outside},
     detect::{Coverage, Engine},
@@ -24,6 +24,7 @@ use crate::{
     exchange::{Exchange, Origin, Peer, Side},
     export::{self, Exporter},
     identity::{self, Processes, ends::Ends, pods::Pods},
+    inventory::{self, Inventory, Keeper},
     kubernetes::Watches,
     local::Socket,
     params::ParamHasher,
@@ -52,6 +53,10 @@ const LAST_DRAIN: Duration = Duration::from_secs(3);
 const LAST_EXPORT: Duration = Duration::from_secs(8);
 /// Time between two looks at what detectors cover.
 const COVERAGE: Duration = Duration::from_secs(15);
+/// Time between two looks at what became of the inventory, which is when its file is written.
+const INVENTORY: Duration = Duration::from_secs(60);
+/// Most renamed routes that wait for it; entries of later ones keep their old names.
+const MAX_MOVES: usize = 20_000;
 /// What the kernel needs for one connection's state, bytes: the value and its bookkeeping.
 const STATE_BYTES: u64 = 512;
 
@@ -80,6 +85,10 @@ struct Shared {
     latest: Mutex<(u64, Arc<Snapshot>)>,
     made: Condvar,
     over: AtomicBool,
+    /// The list of earlier runs.
+    keeper: Mutex<Keeper>,
+    /// Routes that were renamed since it was asked last.
+    moves: Mutex<Vec<Moved>>,
 }
 
 /// Signals received; the second one ends at once.
@@ -103,8 +112,9 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
     }
     let stats = Arc::new(Stats::default());
-    let shared = Arc::new(Shared::default());
     let config = &options.config;
+    let keeper = Mutex::new(Keeper::open(config.inventory.file.as_deref()));
+    let shared = Arc::new(Shared { keeper, ..Shared::default() });
     let recording = match &options.exchanges {
         Some(path) => Some(Recording::start(path, config.capture.path.into(), stats.clone())?),
         None => None,
@@ -140,8 +150,16 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         if let Some(socket) = &socket {
             let shared = shared.clone();
             std::thread::Builder::new().name("local".into()).spawn_scoped(scope, move || {
-                socket.serve(|| serde_json::to_string(&*shared.fresh()?).ok(), || shared.over.load(Ordering::Relaxed));
+                socket.serve(
+                    || serde_json::to_string(&*shared.fresh()?).ok(),
+                    || serde_json::to_string(&shared.inventory(&*shared.fresh()?)).ok(),
+                    || shared.over.load(Ordering::Relaxed),
+                );
             })?;
+        }
+        if config.inventory.file.is_some() || log::log_enabled!(log::Level::Info) {
+            let shared = shared.clone();
+            std::thread::Builder::new().name("inventory".into()).spawn_scoped(scope, move || keep(&shared))?;
         }
         let shows = !options.quiet && options.exchanges.as_deref() != Some(std::path::Path::new("-"));
         if shows {
@@ -188,6 +206,45 @@ impl Shared {
             .wait_timeout_while(latest, Duration::from_secs(2), |l| l.0 == before && !self.over.load(Ordering::Relaxed))
             .unwrap_or_else(PoisonError::into_inner);
         (latest.0 != before).then(|| latest.1.clone())
+    }
+
+    /// All that is known, earlier runs included.
+    fn inventory(&self, snapshot: &Snapshot) -> Inventory {
+        let moves = std::mem::take(&mut *self.moves.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        keeper.now(&snapshot.endpoints, &moves, snapshot.now)
+    }
+}
+
+/// Says what became of the endpoints and writes their list, until the end and once more then.
+fn keep(shared: &Shared) {
+    let (mut next, mut failed) = (Instant::now() + INVENTORY, false);
+    loop {
+        let over = shared.over.load(Ordering::Relaxed);
+        if !over && Instant::now() < next {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        next = Instant::now() + INVENTORY;
+        let last = || Some(shared.latest.lock().unwrap_or_else(PoisonError::into_inner).1.clone());
+        if let Some(snapshot) = if over { last() } else { shared.fresh() } {
+            let inventory = shared.inventory(&snapshot);
+            let mut keeper = shared.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            for change in keeper.changes(&inventory) {
+                let inventory::Change { event, service, method, route, what, .. } = change;
+                log::info!("{event} {service:?} {method:?} {route:?}: {what:?}");
+            }
+            let saved = keeper.save(&inventory);
+            match &saved {
+                Err(e) if !failed => log::warn!("{e:#}: tried again every {} s", INVENTORY.as_secs()),
+                Ok(()) if failed => log::info!("the inventory is written again"),
+                _ => {}
+            }
+            failed = saved.is_err();
+        }
+        if over {
+            return;
+        }
     }
 }
 
@@ -265,6 +322,7 @@ struct Inner {
     excluded: Vec<u32>,
     /// Those that it leaves alone.
     left_alone: HashSet<u32>,
+    shared: Arc<Shared>,
 }
 
 impl Capture {
@@ -295,6 +353,7 @@ impl Capture {
                 stats,
                 excluded: Vec::new(),
                 left_alone: HashSet::new(),
+                shared: shared.clone(),
                 config,
             },
             kernel,
@@ -528,6 +587,9 @@ impl Inner {
                 log::debug!("apiscope.route.merged {service} {} {} -> {}", moved.method, moved.from, moved.into);
             }
             self.stats.routes_moved.fetch_add(moves.len() as u64, Ordering::Relaxed);
+            let mut waiting = self.shared.moves.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = MAX_MOVES.saturating_sub(waiting.len());
+            waiting.extend(moves.into_iter().take(room));
         }
     }
 

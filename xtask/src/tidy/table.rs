@@ -31,7 +31,7 @@ pub const BASE: [&str; 4] = ["exchange", "stats", "config", "status"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 28] = [
+pub const MODULES: [Module; 29] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
@@ -49,6 +49,7 @@ pub const MODULES: [Module; 28] = [
     module("params", &["route"]),
     module("aggregate", &["route"]),
     module("inventory", &["route", "aggregate"]),
+    module("openapi", &["inventory"]),
     module("detect", &["route", "params", "aggregate", "inventory"]),
     // Knowledge to people and collectors.
     module("export", &["route", "aggregate", "inventory", "detect", "identity"]),
