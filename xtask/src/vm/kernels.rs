@@ -28,7 +28,7 @@ pub struct Kernel {
     pub version: &'static str,
     /// Its processor.
     pub arch: Arch,
-    /// A part of CI.
+    /// A part of the fast tier.
     pub fast: bool,
     /// Doors in the order in which they are tried, and whether this kernel offers them.
     pub doors: [(&'static str, bool); 3],
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn ci_runs_two_kernels_and_no_kernel_comes_twice() {
+    fn the_fast_tier_is_two_kernels_and_no_kernel_comes_twice() {
         assert_eq!(ALL.iter().filter(|k| k.fast).map(|k| k.version).collect::<Vec<_>>(), ["6.1", "6.12"]);
         for (i, kernel) in ALL.iter().enumerate() {
             assert!(!ALL[..i].iter().any(|k| k.version == kernel.version && k.arch == kernel.arch));

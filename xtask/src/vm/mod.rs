@@ -2,7 +2,7 @@
 //! emulator, each with an image that holds the agent and a test program (`tests/src/bin/guest.rs`), and
 //! prints what worked where.
 //!
-//! The fast tier (6.1 and 6.12) is a part of CI. `--full` boots every kernel of [`kernels::ALL`] and adds
+//! The fast tier is 6.1 and 6.12. `--full` boots every kernel of [`kernels::ALL`] and adds
 //! churn, kill, missing types and privileges, and lockdown. Results that were measured are in
 //! `RESULTS.md` beside this file.
 
@@ -41,7 +41,7 @@ pub struct Options {
     /// Only these kernels, such as 6.1 6.12; by default those of the tier.
     #[arg(long, num_args = 1.., value_name = "VERSION")]
     kernel: Vec<String>,
-    /// Every kernel and every test, not only what CI runs.
+    /// Every kernel and every test, not only the fast tier.
     #[arg(long)]
     full: bool,
     /// Processor of the guest.
