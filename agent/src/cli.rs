@@ -53,6 +53,8 @@ enum Command {
     Health(HealthArguments),
     /// Red-team scenarios in virtual time: when would it have been found, and what was lost by then?
     Simulate(commands::Simulate),
+    /// Drafts of authorization policies from recorded calls, and what they would have blocked
+    Policy(commands::Policy),
     /// Findings of a running agent, the rules behind them, and what they cover
     Findings(commands::Findings),
     /// Every API that was seen, and in what it differs from OpenAPI documents
@@ -231,6 +233,7 @@ pub fn main() -> ExitCode {
         Command::Simulate(arguments) => return arguments.run(),
         Command::Findings(arguments) => arguments.run(),
         Command::Inventory(arguments) => return arguments.run(),
+        Command::Policy(arguments) => arguments.run(),
         Command::Doctor { json } => return doctor_report(json),
         Command::Config(command) => return config(&command),
         Command::Completions { shell } => {

@@ -21,6 +21,7 @@
 //! - Nothing here panics on what comes from outside; nothing is lost without being counted.
 pub mod accesslog;
 pub mod aggregate;
+pub mod authorization;
 pub mod config;
 pub mod conn;
 pub mod detect;

@@ -51,6 +51,8 @@ const MAX_LASTING: usize = 100;
 const LAST_DRAIN: Duration = Duration::from_secs(3);
 /// Longest time that the collector is waited for at the end.
 const LAST_EXPORT: Duration = Duration::from_secs(8);
+/// Time between two savings of what detectors have learned.
+const SAVE: Duration = Duration::from_secs(900);
 /// Time between two looks at what detectors cover.
 const COVERAGE: Duration = Duration::from_secs(15);
 /// Time between two looks at what became of the inventory, which is when its file is written.
@@ -299,6 +301,7 @@ struct Capture {
     shared: Arc<Shared>,
     started: Instant,
     deadline: Option<Instant>,
+    next_save: Option<Instant>,
     /// When to look again whether processes are gone.
     next_look: Instant,
 }
@@ -336,7 +339,15 @@ impl Capture {
         principals: Principals,
     ) -> anyhow::Result<Self> {
         let config = options.config.clone();
-        let detectors = config.detect.enabled.then(|| Engine::new(&config.detect)).transpose()?;
+        let mut detectors = config.detect.enabled.then(|| Engine::new(&config.detect)).transpose()?;
+        if let (Some(detectors), Some(file)) = (&mut detectors, &config.detect.state_file)
+            && let Ok(text) = std::fs::read(file)
+        {
+            match serde_json::from_slice(&text) {
+                Ok(learned) => log::info!("{} endpoints are known from before", detectors.load(learned)),
+                Err(e) => log::warn!("the baselines in {} are not understood: {e}: they begin anew", file.display()),
+            }
+        }
         let params = ParamHasher::new(principals.param_key());
         Ok(Self {
             connections: Connections::new(epoch(), stats.clone()).with_principals(principals),
@@ -360,6 +371,7 @@ impl Capture {
             shared,
             started: Instant::now(),
             deadline: options.duration.map(|d| Instant::now() + d),
+            next_save: None,
             next_look: Instant::now(),
         })
     }
@@ -438,6 +450,20 @@ impl Capture {
             detectors.tick((epoch() + monotonic()) / 1_000_000_000);
             for event in detectors.findings().drain() {
                 log::info!("finding {:?}: {} {}", event.change, event.finding.rule, event.finding.explanation);
+                if let Some(exporter) = &self.inner.exporter {
+                    exporter.finding(&event);
+                }
+            }
+            for (counter, n) in self.inner.stats.findings_open.iter().zip(detectors.findings().open()) {
+                counter.store(n, Ordering::Relaxed);
+            }
+            if let Some(file) = &self.inner.config.detect.state_file
+                && self.next_save.is_none_or(|at| Instant::now() >= at)
+            {
+                if self.next_save.is_some() {
+                    save(file, &detectors.save());
+                }
+                self.next_save = Some(Instant::now() + SAVE);
             }
         }
     }
@@ -504,6 +530,9 @@ impl Capture {
     }
 
     fn finish(self) -> anyhow::Result<()> {
+        if let (Some(detectors), Some(file)) = (&self.inner.detectors, &self.inner.config.detect.state_file) {
+            save(file, &detectors.save());
+        }
         if let Some(exporter) = self.inner.exporter {
             exporter.shutdown(LAST_EXPORT);
         }
@@ -624,6 +653,21 @@ impl Inner {
         if let Some(recording) = &mut self.recording {
             recording.add(exchange, &route.template);
         }
+    }
+}
+
+/// Writes what detectors have learned, beside the file and then in its place.
+fn save(file: &std::path::Path, learned: &serde_json::Value) {
+    let beside = file.with_extension("new");
+    let folder = file.parent().filter(|f| !f.as_os_str().is_empty());
+    let made = folder.map_or(Ok(()), std::fs::create_dir_all);
+    let written = made.and_then(|()| {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let options = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
+        options.and_then(|mut out| out.write_all(learned.to_string().as_bytes()))
+    });
+    if let Err(e) = written.and_then(|()| std::fs::rename(&beside, file)) {
+        log::warn!("failed to keep the baselines in {}: {e}: they begin anew after a restart", file.display());
     }
 }
 

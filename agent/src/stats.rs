@@ -121,6 +121,10 @@ pub struct Stats {
     pub spans: AtomicU64,
     /// See `spans`.
     pub spans_dropped: AtomicU64,
+    /// Changes of findings that the exporter's queue had no room for.
+    pub findings_dropped: AtomicU64,
+    /// Open findings by severity: low, medium, high, critical; acknowledged ones left out.
+    pub findings_open: [AtomicU64; 4],
     /// Exports that failed, and that succeeded, in requests to the collector.
     pub exports_failed: AtomicU64,
     /// See `exports_failed`.
@@ -186,6 +190,8 @@ impl Default for Stats {
             streams: AtomicU64::new(0),
             spans: AtomicU64::new(0),
             spans_dropped: AtomicU64::new(0),
+            findings_dropped: AtomicU64::new(0),
+            findings_open: [const { AtomicU64::new(0) }; 4],
             exports_failed: AtomicU64::new(0),
             exports: AtomicU64::new(0),
             kernel_ns: AtomicU64::new(0),

@@ -74,7 +74,7 @@ fn collector_with(grpc: u16, http: u16, sink: u16, more: &str) -> Collector {
     let text = format!(
         "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}', {more}}}, http: {{endpoint: '127.0.0.1:{http}', {more}}}}}}}}}
 exporters: {{otlphttp: {{endpoint: 'http://127.0.0.1:{sink}', encoding: json, compression: none}}}}
-service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipelines: {{metrics: {{receivers: [otlp], exporters: [otlphttp]}}, traces: {{receivers: [otlp], exporters: [otlphttp]}}}}}}
+service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipelines: {{metrics: {{receivers: [otlp], exporters: [otlphttp]}}, traces: {{receivers: [otlp], exporters: [otlphttp]}}, logs: {{receivers: [otlp], exporters: [otlphttp]}}}}}}
 "
     );
     std::fs::write(&file, text).expect("writable");
@@ -291,6 +291,47 @@ fn a_collector_that_misbehaves() {
                 == 50
         });
         wait("a counted failure", || agent.snapshot().is_some_and(|s| s.totals.exports_failed > 0));
+        agent.stop();
+    }
+}
+
+/// A scan becomes a log event, over both protocols; the collector may be away when it happens.
+#[test]
+fn a_finding_is_a_log_event() {
+    for protocol in ["grpc", "http/protobuf"] {
+        let (grpc, http) = (free_port(), free_port());
+        let (port, received) = sink();
+        let endpoint = format!("http://127.0.0.1:{}", if protocol == "grpc" { grpc } else { http });
+        let name = format!("finding-{}", protocol.replace('/', "-"));
+        let agent = agent(&name, protocol, &endpoint);
+        let steps: Vec<Step> = (0..90)
+            .flat_map(|i| {
+                let word = format!("{}{}", (b'a' + i % 26) as char, (b'a' + i / 26) as char).repeat(4);
+                [
+                    Step::client(format!(
+                        "GET /{word} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer canary-{i}\r\n\r\n"
+                    )),
+                    Step::server("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+                ]
+            })
+            .collect();
+        play("127.0.0.1:0", &steps);
+        std::thread::sleep(Duration::from_secs(1));
+        let _collector = collector(grpc, http, port);
+        let found = || {
+            let received = received.lock().expect("not poisoned");
+            let all = received.iter().flat_map(|e| list(e, &["resourceLogs", "scopeLogs", "logRecords"]));
+            all.filter(|r| r["eventName"] == "apiscope.finding").cloned().collect::<Vec<Value>>()
+        };
+        let is_scan = |r: &Value| attribute(r, "security_rule.uuid").is_some_and(|u| u == "D14");
+        wait("a finding", || found().iter().any(is_scan));
+        let finding = found().into_iter().find(is_scan).expect("it came");
+        assert_eq!(finding["severityNumber"], 13, "{finding}");
+        assert!(finding["body"]["stringValue"].as_str().is_some_and(|b| b.contains("different paths")), "{finding}");
+        assert_eq!(attribute(&finding, "apiscope.finding.state").and_then(Value::as_str), Some("open"));
+        assert!(attribute(&finding, "apiscope.finding.observed").is_some(), "{finding}");
+        assert!(!finding.to_string().contains("canary"));
+        assert!(agent.snapshot().is_some_and(|s| s.findings.iter().any(|f| f.rule == "D14")));
         agent.stop();
     }
 }

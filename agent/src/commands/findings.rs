@@ -14,6 +14,9 @@ pub struct Findings {
     /// Findings as a JSON array
     #[arg(long)]
     json: bool,
+    /// Findings as OCSF 1.4 Detection Findings (class 2004), a JSON array
+    #[arg(long, conflicts_with_all = ["coverage", "json"])]
+    ocsf: bool,
     /// Which detectors are armed, learning or blind at each endpoint, and the smallest leak they would find
     #[arg(long)]
     coverage: bool,
@@ -33,6 +36,11 @@ impl Findings {
             return Ok(());
         }
         let snapshot = local::snapshot(&self.socket)?;
+        if self.ocsf {
+            let all: Vec<_> = snapshot.findings.iter().map(detect::ocsf::detection_finding).collect();
+            writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+            return Ok(());
+        }
         let text = match (self.coverage, self.json) {
             (true, true) => serde_json::to_string_pretty(&snapshot.coverage)? + "\n",
             (true, false) => table::coverage(&snapshot.coverage),

@@ -2,11 +2,13 @@
 
 mod findings;
 mod inventory;
+mod policy;
 mod simulate;
 mod variables;
 
 pub use findings::Findings;
 pub use inventory::InventoryCommand;
+pub use policy::Policy;
 pub use simulate::Simulate;
 pub use variables::slips;
 

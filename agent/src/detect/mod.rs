@@ -15,6 +15,7 @@ mod callers;
 mod enumeration;
 pub mod finding;
 mod novelty;
+pub mod ocsf;
 mod principal;
 mod rhythm;
 mod scanning;
@@ -28,6 +29,7 @@ mod walk;
 
 use std::{cell::Cell, net::IpAddr, sync::Arc};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 pub use finding::{About, Change, Event, Finding, Findings, Rule, Setting, Severity, Sighting, State};
@@ -52,6 +54,9 @@ const LOGIN: [&str; 13] = [
 /// Words in the routes of endpoints that monitors ask.
 const PROBE: [&str; 11] =
     ["health", "healthz", "livez", "readyz", "ready", "live", "ping", "metrics", "status", "favicon.ico", "robots.txt"];
+
+/// Endpoints that are remembered over a restart.
+const MAX_REMEMBERED: usize = 10_000;
 
 /// What detectors know of an endpoint.
 #[derive(Debug, Clone)]
@@ -295,6 +300,18 @@ pub struct Coverage {
     pub detectors: std::collections::BTreeMap<String, Readiness>,
 }
 
+/// What is kept of an endpoint over a restart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Remembered {
+    hash: u64,
+    first_seen: u64,
+    requests: u64,
+    learned: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+/// Version of what [`Engine::save`] gives.
+const VERSION: u64 = 1;
+
 /// All detectors of a node.
 pub struct Engine {
     endpoints: Vec<Endpoint>,
@@ -304,6 +321,8 @@ pub struct Engine {
     sources: Slots,
     now: u64,
     minute: u64,
+    /// What is known from before, by endpoint, until the endpoint comes.
+    remembered: FxHashMap<u64, Remembered>,
 }
 
 impl Engine {
@@ -343,6 +362,7 @@ impl Engine {
             sources: Slots::new(MAX_SOURCES),
             now: 0,
             minute: 0,
+            remembered: FxHashMap::default(),
         })
     }
 
@@ -371,7 +391,17 @@ impl Engine {
         if self.endpoints.get(at).is_none_or(|e| e.requests == 0) {
             let endpoint = self.describe(x, route);
             self.endpoints.resize_with((at + 1).max(self.endpoints.len()), || endpoint.clone());
-            self.endpoints[at] = endpoint;
+            if let Some(known) = self.remembered.remove(&endpoint.hash) {
+                for detector in &mut self.detectors {
+                    if let Some(learned) = known.learned.get(detector.rule().id) {
+                        detector.load(at, learned);
+                    }
+                }
+                self.endpoints[at] =
+                    Endpoint { first_seen: known.first_seen.min(self.now), requests: known.requests, ..endpoint };
+            } else {
+                self.endpoints[at] = endpoint;
+            }
         }
         let Some(endpoint) = self.endpoints.get_mut(at) else { return };
         if !Arc::ptr_eq(&endpoint.route, route) {
@@ -440,6 +470,33 @@ impl Engine {
             login: has(&LOGIN),
             probe: has(&PROBE),
         }
+    }
+
+    /// What was learned, to be kept over a restart. It holds hashes of names and numbers, no name.
+    #[must_use]
+    pub fn save(&self) -> serde_json::Value {
+        let of = |(at, e): (usize, &Endpoint)| Remembered {
+            hash: e.hash,
+            first_seen: e.first_seen,
+            requests: e.requests,
+            learned: self.detectors.iter().filter_map(|d| Some((d.rule().id.to_owned(), d.save(at)?))).collect(),
+        };
+        let mut all: Vec<_> = self.endpoints.iter().enumerate().filter(|(_, e)| e.requests > 0).map(of).collect();
+        all.extend(self.remembered.values().cloned());
+        serde_json::json!({ "version": VERSION, "endpoints": all })
+    }
+
+    /// Takes what [`Engine::save`] gave; says how many endpoints it knows now. Another version is none.
+    pub fn load(&mut self, learned: serde_json::Value) -> usize {
+        #[derive(Deserialize)]
+        struct File {
+            version: u64,
+            endpoints: Vec<Remembered>,
+        }
+        if let Ok(File { version: VERSION, endpoints }) = serde_json::from_value(learned) {
+            self.remembered = endpoints.into_iter().take(MAX_REMEMBERED).map(|e| (e.hash, e)).collect();
+        }
+        self.remembered.len()
     }
 
     /// An endpoint by its number.

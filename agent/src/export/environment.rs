@@ -9,7 +9,7 @@ use std::{fs::File, path::Path};
 pub struct WrongVariable(pub String);
 
 /// Signals with variables of their own.
-const SIGNALS: [&str; 2] = ["METRICS", "TRACES"];
+const SIGNALS: [&str; 3] = ["METRICS", "TRACES", "LOGS"];
 
 /// Holds every variable of the exporters against what it may be.
 ///
@@ -23,7 +23,7 @@ pub fn check(variable: impl Fn(&str) -> Option<String>) -> Result<(), WrongVaria
     for signal in SIGNALS {
         hold(&format!("OTEL_{signal}_EXPORTER"), "otlp or none", &|v| matches!(v, "otlp" | "none"))?;
     }
-    for infix in ["", "METRICS_", "TRACES_"] {
+    for infix in ["", "METRICS_", "TRACES_", "LOGS_"] {
         let name = |rest: &str| format!("OTEL_EXPORTER_OTLP_{infix}{rest}");
         hold(&name("ENDPOINT"), "a URL that begins with http:// or https://", &|v| {
             let lower = v.to_ascii_lowercase();

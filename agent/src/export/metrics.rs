@@ -234,6 +234,21 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
         .with_unit("{export}")
         .with_callback(move |o| o.observe(failed.exports_failed.load(Ordering::Relaxed), &[]))
         .build();
+    let (open, unsent) = (stats.clone(), stats.clone());
+    let _ = meter
+        .u64_observable_gauge("apiscope.finding.count")
+        .with_unit("{finding}")
+        .with_callback(move |o| {
+            for (severity, n) in ["low", "medium", "high", "critical"].iter().zip(&open.findings_open) {
+                o.observe(n.load(Ordering::Relaxed), &[KeyValue::new("apiscope.finding.severity", *severity)]);
+            }
+        })
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.agent.findings.dropped")
+        .with_unit("{event}")
+        .with_callback(move |o| o.observe(unsent.findings_dropped.load(Ordering::Relaxed), &[]))
+        .build();
     let _ = meter
         .f64_observable_counter("apiscope.agent.cpu.time")
         .with_unit("s")

@@ -1,4 +1,4 @@
-//! OpenTelemetry: metrics and traces over OTLP, by gRPC or HTTP/protobuf. The only place that knows
+//! OpenTelemetry: metrics, traces and findings (as log events) over OTLP, by gRPC or HTTP/protobuf. The only place that knows
 //! `opentelemetry`.
 //!
 //! Configured by the standard variables (`OTEL_EXPORTER_OTLP_*`, `OTEL_METRIC_EXPORT_INTERVAL`,
@@ -11,6 +11,7 @@
 //! workload, so that a rollout makes no new series; spans by pod and container.
 
 mod environment;
+mod logs;
 mod metrics;
 mod resource;
 mod tls;
@@ -24,13 +25,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use opentelemetry_otlp::{
-    MetricExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
+    LogExporter, MetricExporter, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
 };
 use opentelemetry_sdk::metrics::{Temporality, exporter::PushMetricExporter as _};
 
 pub use environment::WrongVariable;
 
-use crate::{aggregate::SeriesSink, exchange::Exchange, stats::Stats};
+use crate::{aggregate::SeriesSink, detect::Event, exchange::Exchange, stats::Stats};
 
 /// Workloads with a resource of their own.
 pub const MAX_WORKLOADS: usize = 256;
@@ -52,6 +53,7 @@ enum Wire {
 pub struct Exporter {
     workloads: Arc<Mutex<metrics::Workloads>>,
     spans: Arc<traces::Queue>,
+    findings: Arc<logs::Queue>,
     stop: mpsc::SyncSender<()>,
     done: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -106,7 +108,7 @@ fn endpoint(signal: &str) -> String {
 #[must_use]
 pub fn is_configured() -> bool {
     variable("OTEL_SDK_DISABLED").is_none_or(|v| !v.eq_ignore_ascii_case("true"))
-        && (enabled("METRICS") || enabled("TRACES"))
+        && (enabled("METRICS") || enabled("TRACES") || enabled("LOGS"))
 }
 
 impl Exporter {
@@ -132,7 +134,7 @@ impl Exporter {
                 "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE is `{other}`: it must be cumulative, delta or lowmemory"
             ))),
         };
-        let (metric_wire, span_wire) = (wire("METRICS")?, wire("TRACES")?);
+        let (metric_wire, span_wire, log_wire) = (wire("METRICS")?, wire("TRACES")?, wire("LOGS")?);
         let sampler = traces::Sampler::from_environment()?;
         // Another part of the process may have chosen a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -140,27 +142,39 @@ impl Exporter {
             .enable_all()
             .build()
             .context("failed to start the exporter")?;
-        let (metrics, spans) = {
+        let (metrics, spans, logs) = {
             let _guard = runtime.enter();
             (
                 enabled("METRICS").then(|| metric_exporter(metric_wire, temporality)).transpose()?,
                 enabled("TRACES").then(|| span_exporter(span_wire)).transpose()?,
+                enabled("LOGS").then(|| log_exporter(log_wire)).transpose()?,
             )
         };
         let workloads = Arc::new(Mutex::new(metrics::Workloads::new(temporality, stats.clone())?));
         let queue =
             Arc::new(traces::Queue::new(if spans.is_some() { sampler } else { traces::Sampler::Off }, stats.clone()));
+        let findings = Arc::new(logs::Queue::new(logs.is_some(), stats.clone()));
         let (stop, stopped) = mpsc::sync_channel(1);
         let (finished, done) = mpsc::sync_channel(1);
-        let (its_workloads, its_queue) = (workloads.clone(), queue.clone());
+        let (its_workloads, its_queue, its_findings) = (workloads.clone(), queue.clone(), findings.clone());
         let thread = std::thread::Builder::new().name("export".into()).spawn(move || {
-            let mut work = Work { metrics, spans, workloads: its_workloads, queue: its_queue, stats, complained: None };
+            let mut work = Work {
+                metrics,
+                spans,
+                logs,
+                workloads: its_workloads,
+                queue: its_queue,
+                findings: its_findings,
+                stats,
+                complained: None,
+            };
             let (mut next_metrics, mut next_spans) = (Instant::now() + interval, Instant::now() + delay);
             loop {
                 let wait = next_metrics.min(next_spans).saturating_duration_since(Instant::now());
                 let ends = stopped.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Timeout);
                 let now = Instant::now();
                 if ends || now >= next_spans {
+                    runtime.block_on(work.export_findings());
                     runtime.block_on(work.export_spans());
                     next_spans = Instant::now() + delay;
                 }
@@ -175,7 +189,7 @@ impl Exporter {
                 }
             }
         })?;
-        Ok(Some(Self { workloads, spans: queue, stop, done, thread: Some(thread) }))
+        Ok(Some(Self { workloads, spans: queue, findings, stop, done, thread: Some(thread) }))
     }
 
     /// What records exchanges as metrics.
@@ -187,6 +201,11 @@ impl Exporter {
     /// Offers an exchange as a span; never blocks.
     pub fn span(&self, exchange: &Exchange, route: &str) {
         self.spans.offer(exchange, route);
+    }
+
+    /// Takes a change of a finding; never blocks.
+    pub fn finding(&self, event: &Event) {
+        self.findings.add(event);
     }
 
     /// Exports once more and ends, within `timeout`.
@@ -246,12 +265,35 @@ fn span_exporter(wire: Wire) -> anyhow::Result<SpanExporter> {
     })
 }
 
+fn log_exporter(wire: Wire) -> anyhow::Result<LogExporter> {
+    let builder = LogExporter::builder();
+    let tls = tls::Tls::from_environment("LOGS")?;
+    match wire {
+        Wire::Grpc => match tls.grpc() {
+            Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
+            None => builder.with_tonic().build(),
+        },
+        Wire::Http => {
+            let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
+            match tls.http()? {
+                Some(client) => builder.with_http_client(client).build(),
+                None => builder.build(),
+            }
+        }
+    }
+    .map_err(|e| {
+        WrongVariable(format!("no exporter of findings can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
+    })
+}
+
 /// What the exporting thread works on.
 struct Work {
     metrics: Option<MetricExporter>,
     spans: Option<SpanExporter>,
+    logs: Option<LogExporter>,
     workloads: Arc<Mutex<metrics::Workloads>>,
     queue: Arc<traces::Queue>,
+    findings: Arc<logs::Queue>,
     stats: Arc<Stats>,
     complained: Option<Instant>,
 }
@@ -287,6 +329,22 @@ impl Work {
             results.push(result.map_err(|e| e.to_string()));
         }
         self.note("traces", results);
+    }
+
+    async fn export_findings(&mut self) {
+        use opentelemetry_sdk::logs::{LogBatch, LogExporter as _};
+        let Some(exporter) = &mut self.logs else { return };
+        let (scope, mut results) = (logs::scope(), Vec::new());
+        for (service, records) in self.findings.take() {
+            exporter.set_resource(&resource::resource(&service, None));
+            let batch: Vec<_> = records.iter().map(|r| (r, &scope)).collect();
+            let result = exporter.export(LogBatch::new(&batch)).await;
+            if result.is_err() {
+                self.findings.put_back(&service, records);
+            }
+            results.push(result.map_err(|e| e.to_string()));
+        }
+        self.note("findings", results);
     }
 
     /// Counts results, and says when something fails: once, then every minute.

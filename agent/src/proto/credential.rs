@@ -237,11 +237,17 @@ impl Principals {
     fn hash(&self, kind: &str, parts: [&[u8]; 2]) -> Option<u64> {
         let mut mac = self.mac.clone()?;
         mac.update(kind.as_bytes());
+        let mut fed = kind.len();
         for part in parts {
             // The length first: no two lists of parts are the same text.
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);
+            fed += 8 + part.len();
         }
+        // `finalize` moves the state, and what is moved is not wiped where it was: zeros fill its buffer of
+        // 64 bytes to the end and then all but once more, so that nothing of the secret is in it.
+        mac.update(&[0; 64][..64 - fed % 64]);
+        mac.update(&[0; 63]);
         mac.finalize().into_bytes().first_chunk().map(|b| u64::from_be_bytes(*b))
     }
 }

@@ -47,6 +47,7 @@ pub const MODULES: [Module; 29] = [
     // Exchanges to knowledge.
     module("route", &[]),
     module("params", &["route"]),
+    module("authorization", &["route"]),
     module("aggregate", &["route"]),
     module("inventory", &["route", "aggregate"]),
     module("openapi", &["inventory"]),

@@ -1,0 +1,151 @@
+//! Findings as log events: event name `apiscope.finding`, attributes `security_rule.*` of the semantic
+//! conventions and `apiscope.finding.*`, one resource per workload.
+//!
+//! Findings are few and precious: what a collector does not take waits ([`MAX_WAITING`], the oldest go
+//! first, counted) and is offered again.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use opentelemetry::{
+    InstrumentationScope,
+    logs::{AnyValue, LogRecord as _, Logger as _, LoggerProvider as _, Severity},
+};
+use opentelemetry_sdk::logs::{SdkLogRecord, SdkLogger, SdkLoggerProvider};
+
+use crate::{
+    detect::{self, Change, Event, State},
+    stats::Stats,
+};
+
+/// Events that wait for the collector.
+const MAX_WAITING: usize = 4_096;
+
+/// Records by service, in order.
+type Waiting = VecDeque<(String, SdkLogRecord)>;
+
+/// Findings on their way to the collector.
+pub struct Queue {
+    waiting: Mutex<Waiting>,
+    logger: SdkLogger,
+    on: bool,
+    stats: Arc<Stats>,
+}
+
+/// The scope of the records.
+pub fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("apiscope").with_version(env!("CARGO_PKG_VERSION")).build()
+}
+
+impl Queue {
+    /// An empty one; takes nothing unless it is `on`.
+    pub fn new(on: bool, stats: Arc<Stats>) -> Self {
+        // The provider only makes records; handing them on is this module's work.
+        let logger = SdkLoggerProvider::builder().build().logger_with_scope(scope());
+        Self { waiting: Mutex::default(), logger, on, stats }
+    }
+
+    /// Adds a change of a finding.
+    pub fn add(&self, event: &Event) {
+        if !self.on {
+            return;
+        }
+        let record = self.record(event);
+        let service = event.finding.service.clone();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back((if service.is_empty() { "apiscope".into() } else { service }, record));
+        self.trim(&mut waiting);
+    }
+
+    fn trim(&self, waiting: &mut Waiting) {
+        while waiting.len() > MAX_WAITING {
+            waiting.pop_front();
+            self.stats.findings_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What waits, by service.
+    pub fn take(&self) -> BTreeMap<String, Vec<SdkLogRecord>> {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut by_service = BTreeMap::<_, Vec<_>>::new();
+        for (service, record) in waiting {
+            by_service.entry(service).or_default().push(record);
+        }
+        by_service
+    }
+
+    /// What the collector did not take comes back, before what came since.
+    pub fn put_back(&self, service: &str, records: Vec<SdkLogRecord>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records.into_iter().rev() {
+            waiting.push_front((service.to_owned(), record));
+        }
+        self.trim(&mut waiting);
+    }
+
+    fn record(&self, event: &Event) -> SdkLogRecord {
+        let f = &event.finding;
+        let mut record = self.logger.create_log_record();
+        let time = |ns: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
+        record.set_event_name("apiscope.finding");
+        record.set_timestamp(time(f.last_seen));
+        record.set_observed_timestamp(SystemTime::now());
+        let (number, text) = match f.severity {
+            detect::Severity::Low => (Severity::Info, "INFO"),
+            detect::Severity::Medium => (Severity::Warn, "WARN"),
+            detect::Severity::High => (Severity::Error, "ERROR"),
+            detect::Severity::Critical => (Severity::Fatal, "FATAL"),
+        };
+        record.set_severity_number(number);
+        record.set_severity_text(text);
+        record.set_body(AnyValue::from(f.explanation.clone()));
+        let change = match event.change {
+            Change::Opened => "opened",
+            Change::Updated => "updated",
+            Change::Resolved => "resolved",
+        };
+        let state = if f.state == State::Open { "open" } else { "resolved" };
+        for (key, value) in [
+            ("security_rule.uuid", f.rule.as_str()),
+            ("security_rule.name", f.name.as_str()),
+            ("security_rule.description", f.title.as_str()),
+            ("security_rule.category", "api"),
+            ("apiscope.finding.id", f.id.as_str()),
+            ("apiscope.finding.state", state),
+            ("apiscope.finding.change", change),
+            ("apiscope.finding.severity", f.severity.name()),
+            ("apiscope.finding.unit", f.unit.as_str()),
+            ("http.request.method", f.method.as_str()),
+            ("http.route", f.route.as_str()),
+            ("apiscope.principal", f.principal.as_deref().unwrap_or_default()),
+            ("client.address", f.source.as_deref().unwrap_or_default()),
+            ("apiscope.finding.trace_id", f.trace_id.as_deref().unwrap_or_default()),
+        ] {
+            if !value.is_empty() {
+                record.add_attribute(key, value.to_owned());
+            }
+        }
+        let list =
+            |values: &[String]| AnyValue::ListAny(Box::new(values.iter().map(|v| AnyValue::from(v.clone())).collect()));
+        record.add_attribute("apiscope.owasp", list(&f.owasp));
+        record.add_attribute("apiscope.attack.technique", list(&f.attack));
+        record.add_attribute("apiscope.finding.confidence", f.confidence);
+        record.add_attribute("apiscope.finding.observed", f.observed);
+        record.add_attribute("apiscope.finding.expected", f.expected);
+        record.add_attribute("apiscope.finding.acknowledged", f.acknowledged);
+        let integer = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        record.add_attribute("apiscope.finding.count", integer(f.count));
+        record.add_attribute("apiscope.finding.first_seen", integer(f.first_seen));
+        record.add_attribute("apiscope.finding.last_seen", integer(f.last_seen));
+        if let Some(records) = f.records_exposed {
+            record.add_attribute("apiscope.finding.records_exposed", integer(records));
+        }
+        for (key, value) in &f.evidence {
+            record.add_attribute(format!("apiscope.finding.evidence.{key}"), *value);
+        }
+        record
+    }
+}
