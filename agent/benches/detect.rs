@@ -53,7 +53,7 @@ fn detect(criterion: &mut Criterion) {
     group.bench_function("routes_patterns_detectors", |b| {
         b.iter(|| {
             for x in &all {
-                let route = routes.route(&x.method, x.path.as_deref());
+                let route = routes.route(x);
                 if let Some(at) = endpoints.record(x, &route.template, route.source) {
                     let params = hasher.params(x.path.as_deref().unwrap_or_default(), &route.template);
                     engine.observe(black_box(x), at, &route.template, &params);

@@ -49,16 +49,20 @@ impl Policy {
     pub fn run(&self) -> anyhow::Result<()> {
         anyhow::ensure!((0.0..=1.0).contains(&self.learn), "--learn must be from 0 to 1");
         let config = Config::load(self.config.as_deref())?;
-        let total = self.each(|_| {})?;
+        // Once for the routes, which are known at the end, and once for who calls them.
+        let mut routes = Routes::new(&config.routes.patterns);
+        let total = self.each(|x| {
+            routes.route(&x);
+        })?;
+        routes.settle();
         anyhow::ensure!(
             total > 0,
             "there is no exchange in these files: they must be recordings of `apiscope run --exchanges`"
         );
         let learned = (total as f64 * self.learn).ceil() as u64;
-        let (mut routes, mut graph, mut run, mut n) =
-            (Routes::new(&config.routes.patterns), Graph::default(), DryRun::default(), 0);
+        let (mut graph, mut run, mut n) = (Graph::default(), DryRun::default(), 0);
         self.each(|x| {
-            let route = routes.route(&x.method, x.path.as_deref());
+            let route = routes.current(&x.service, &x.method, x.path.as_deref().unwrap_or_default());
             n += 1;
             if n <= learned { graph.learn(&x, &route.template) } else { graph.judge(&x, &route.template, &mut run) }
         })?;

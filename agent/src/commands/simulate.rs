@@ -9,8 +9,11 @@ use std::{
 use apiscope::{
     config::Config,
     simulate::{
-        Outcome, benign, scenarios,
+        Outcome, benign,
+        recorded::Recorded,
+        scenarios,
         tmobile::{self, Attack, Order},
+        world::MONDAY,
     },
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -210,7 +213,13 @@ impl Simulate {
                     seed: self.seed,
                     learn_days: t.learn_days,
                 };
-                tmobile::run(&attack, &config.detect, &mut progress)
+                match &t.against {
+                    Some(file) => {
+                        let mut recorded = Recorded::read(file, &config, MONDAY)?;
+                        tmobile::against(&mut recorded, &attack, &config.detect, &mut progress)
+                    }
+                    None => tmobile::run(&attack, &config.detect, &mut progress),
+                }
             }
             Scenario::Rule { rule, benign } => {
                 let scenario = scenarios::find(rule).ok_or_else(|| {

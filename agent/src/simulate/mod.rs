@@ -5,6 +5,7 @@
 
 pub mod benign;
 pub mod random;
+pub mod recorded;
 pub mod scenarios;
 pub mod tmobile;
 pub mod town;
@@ -12,7 +13,23 @@ pub mod world;
 
 use serde::Serialize;
 
-use crate::detect::{Finding, Severity};
+use crate::detect::{Engine, Finding, Severity};
+
+/// What goes on beside an attack.
+pub trait Background {
+    /// Hands the next exchange to the engine; false when that comes at or after `until` (s since the epoch).
+    fn step(&mut self, until: f64, engine: &mut Engine) -> bool;
+    /// An attacker's request for an object, at `now`.
+    fn attack(&mut self, now: f64, object: u64, who: u64, engine: &mut Engine);
+    /// Seconds since the epoch.
+    fn now(&self) -> f64;
+    /// Number of the endpoint that is attacked.
+    fn target(&self) -> usize;
+    /// Ids of objects go from 1 to this.
+    fn space(&self) -> u64;
+    /// Exchanges a second, on average.
+    fn rate(&self) -> f64;
+}
 
 /// What came out.
 #[derive(Debug, Clone, Serialize, Default)]

@@ -2,9 +2,9 @@
 //! by any number of principals, one id after the other or at random.
 
 use super::{
-    Outcome,
+    Background, Outcome,
     random::Random,
-    world::{CUSTOMERS, Ids, MONDAY, TARGET, World},
+    world::{Ids, MONDAY, World},
 };
 use crate::{
     config,
@@ -48,33 +48,46 @@ pub struct Attack {
     pub learn_days: Option<f64>,
 }
 
-/// Runs it until it is found, or over.
+/// Runs it over the simulated background until it is found, or over.
 ///
 /// # Errors
 /// The configuration of the detectors is wrong.
 pub fn run(attack: &Attack, config: &config::Detect, progress: &mut dyn FnMut(f64)) -> anyhow::Result<Outcome> {
+    let ids = if attack.order == Order::Uuid { Ids::Uuid } else { Ids::Number };
+    against(&mut World::new(attack.background, ids, attack.seed, MONDAY), attack, config, progress)
+}
+
+/// Runs it over this background, which begins at [`MONDAY`], until it is found, or over.
+///
+/// # Errors
+/// The configuration of the detectors is wrong.
+pub fn against(
+    world: &mut dyn Background,
+    attack: &Attack,
+    config: &config::Detect,
+    progress: &mut dyn FnMut(f64),
+) -> anyhow::Result<Outcome> {
     let mut engine = Engine::new(config)?;
     let mut random = Random::new(attack.seed, 2);
     let mut outcome = Outcome { scenario: "tmobile".into(), seed: attack.seed, ..Outcome::default() };
-    let ids = if attack.order == Order::Uuid { Ids::Uuid } else { Ids::Number };
-    let mut world = World::new(attack.background, ids, attack.seed, MONDAY);
-    let usual = (LEARN_EXCHANGES / attack.background.max(0.01)).min(LEARN_MOST);
+    let usual = (LEARN_EXCHANGES / world.rate().max(0.01)).min(LEARN_MOST);
+    let (space, target) = (world.space(), world.target());
     let learn = attack.learn_days.map_or(usual, |d| d * 86_400.0);
     // The attack begins at any minute of the hour.
     let begin = MONDAY as f64 + learn + random.unit() * 3_600.0;
     outcome.learned_s = begin - MONDAY as f64;
     let end = begin + attack.days * 86_400.0;
     let mut next = begin;
-    let mut exposed = vec![0_u64; usize::try_from(CUSTOMERS / 64 + 1)?];
-    let mut walking = 1 + random.below(CUSTOMERS / 2);
+    let mut exposed = vec![0_u64; usize::try_from(space / 64 + 1)?];
+    let mut walking = 1 + random.below(space / 2);
     let mut n = 0_u64;
     while next < end {
         while world.step(next, &mut engine) {
             n += 1;
             if n.is_multiple_of(1 << 20) {
-                progress((world.now - MONDAY as f64) / (end - MONDAY as f64));
+                progress((world.now() - MONDAY as f64) / (end - MONDAY as f64));
             }
-            take(&mut engine, attack, begin, world.now, &mut outcome);
+            take(&mut engine, attack, target, begin, world.now(), &mut outcome);
             if outcome.detected {
                 outcome.exchanges = n;
                 return Ok(outcome);
@@ -82,18 +95,18 @@ pub fn run(attack: &Attack, config: &config::Detect, progress: &mut dyn FnMut(f6
         }
         let customer = match attack.order {
             Order::Sequential => {
-                walking += 1;
+                walking = walking % space + 1;
                 walking
             }
-            _ => 1 + random.below(CUSTOMERS),
+            _ => 1 + random.below(space),
         };
         world.attack(next, customer, random.below(attack.principals.max(1)), &mut engine);
         n += 1;
         outcome.records_until_detection += 1;
-        let word = &mut exposed[usize::try_from(customer / 64)?.min((CUSTOMERS / 64) as usize)];
+        let word = &mut exposed[usize::try_from(customer / 64)?.min((space / 64) as usize)];
         outcome.records_exposed_true += u64::from(*word & (1 << (customer % 64)) == 0);
         *word |= 1 << (customer % 64);
-        take(&mut engine, attack, begin, next, &mut outcome);
+        take(&mut engine, attack, target, begin, next, &mut outcome);
         if outcome.detected {
             break;
         }
@@ -103,7 +116,7 @@ pub fn run(attack: &Attack, config: &config::Detect, progress: &mut dyn FnMut(f6
     Ok(outcome)
 }
 
-fn take(engine: &mut Engine, attack: &Attack, begin: f64, now: f64, outcome: &mut Outcome) {
+fn take(engine: &mut Engine, attack: &Attack, target: usize, begin: f64, now: f64, outcome: &mut Outcome) {
     if !engine.findings().has_events() {
         return;
     }
@@ -112,7 +125,7 @@ fn take(engine: &mut Engine, attack: &Attack, begin: f64, now: f64, outcome: &mu
         let finding = event.finding;
         let attackers = |p: &str| (0..attack.principals).any(|i| p == super::world::attacker(i));
         let ours = now >= begin
-            && engine.endpoint(TARGET).is_some_and(|e| *e.route == *finding.route)
+            && engine.endpoint(target).is_some_and(|e| *e.route == *finding.route)
             && finding.principal.as_deref().is_none_or(attackers);
         if ours && !outcome.detected {
             outcome.detected = true;

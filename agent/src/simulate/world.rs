@@ -28,10 +28,16 @@ const ATTACKER: u64 = 0xa77a_c4e7;
 const SUPPORT_KEY: u64 = 0x0509_90e7;
 const LOGIN_KEY: u64 = 0x0001_0614;
 
+/// An attacker's principal.
+#[must_use]
+pub fn attacker_id(who: u64) -> u64 {
+    mix(who ^ ATTACKER)
+}
+
 /// How the agent calls an attacker.
 #[must_use]
 pub fn attacker(who: u64) -> String {
-    format!("{:016x}", mix(who ^ ATTACKER))
+    format!("{:016x}", attacker_id(who))
 }
 
 /// Kinds of ids in paths.
@@ -63,9 +69,9 @@ pub struct World {
     rate: f64,
     sessions: Vec<Session>,
     /// Seconds since the epoch.
-    pub now: f64,
+    now: f64,
     /// The highest customer id.
-    pub newest: u64,
+    newest: u64,
     export_next: Option<(u64, f64)>,
     endpoints: Vec<Endpoint>,
     exchange: Exchange,
@@ -131,8 +137,47 @@ impl World {
         params
     }
 
-    /// Hands the next exchange of the background to the engine; false when that comes at or after `until`.
-    pub fn step(&mut self, until: f64, engine: &mut Engine) -> bool {
+    /// From 02:00 on the export reads a stretch of ids; a new one each night.
+    fn export(&mut self, engine: &mut Engine) {
+        let day = (self.now / 86_400.0) as u64;
+        let (next, at) = self.export_next.get_or_insert((0, (day * 86_400 + 7_200) as f64));
+        if self.now < *at {
+            return;
+        }
+        let id = 1 + (day * EXPORT.0 + *next) % CUSTOMERS;
+        *next += 1;
+        *at += 1.0 / EXPORT.1;
+        if *next >= EXPORT.0 {
+            (*next, *at) = (0, ((day + 1) * 86_400 + 7_200) as f64);
+        }
+        let params = self.params(id);
+        self.send(TARGET, params, 0xba7c_4000, 0x0a00_0002, true, engine);
+    }
+
+    fn office(&self) -> bool {
+        let (hour, day) = ((self.now / 3600.0) as u64 % 24, ((self.now - MONDAY as f64) / 86_400.0) as u64 % 7);
+        (8..18).contains(&hour) && day < 5
+    }
+
+    fn send(&mut self, at: usize, params: Params, actor: u64, source: u64, named: bool, engine: &mut Engine) {
+        let endpoint = &self.endpoints[at];
+        let x = &mut self.exchange;
+        x.ts = (self.now * 1e9) as u64;
+        if x.method != endpoint.method {
+            x.method = endpoint.method.clone();
+        }
+        x.auth = endpoint.auth;
+        let noise = self.random.below(256);
+        x.status = if noise == 0 && named { 404 } else { 200 };
+        x.response_bytes = endpoint.bytes + noise;
+        x.duration_ns = 4_000_000 + noise * 20_000;
+        x.client = Peer::Ip(([100, 64, (source >> 8) as u8, source as u8], 40_000).into());
+        engine.observe_as(x, at, &endpoint.route, &params, Identity { actor, source: mix(source), named });
+    }
+}
+
+impl super::Background for World {
+    fn step(&mut self, until: f64, engine: &mut Engine) -> bool {
         let rate = self.rate * season(self.now);
         let gap = self.random.gap(rate);
         if self.now + gap >= until {
@@ -189,46 +234,7 @@ impl World {
         true
     }
 
-    /// From 02:00 on the export reads a stretch of ids; a new one each night.
-    fn export(&mut self, engine: &mut Engine) {
-        let day = (self.now / 86_400.0) as u64;
-        let (next, at) = self.export_next.get_or_insert((0, (day * 86_400 + 7_200) as f64));
-        if self.now < *at {
-            return;
-        }
-        let id = 1 + (day * EXPORT.0 + *next) % CUSTOMERS;
-        *next += 1;
-        *at += 1.0 / EXPORT.1;
-        if *next >= EXPORT.0 {
-            (*next, *at) = (0, ((day + 1) * 86_400 + 7_200) as f64);
-        }
-        let params = self.params(id);
-        self.send(TARGET, params, 0xba7c_4000, 0x0a00_0002, true, engine);
-    }
-
-    fn office(&self) -> bool {
-        let (hour, day) = ((self.now / 3600.0) as u64 % 24, ((self.now - MONDAY as f64) / 86_400.0) as u64 % 7);
-        (8..18).contains(&hour) && day < 5
-    }
-
-    fn send(&mut self, at: usize, params: Params, actor: u64, source: u64, named: bool, engine: &mut Engine) {
-        let endpoint = &self.endpoints[at];
-        let x = &mut self.exchange;
-        x.ts = (self.now * 1e9) as u64;
-        if x.method != endpoint.method {
-            x.method = endpoint.method.clone();
-        }
-        x.auth = endpoint.auth;
-        let noise = self.random.below(256);
-        x.status = if noise == 0 && named { 404 } else { 200 };
-        x.response_bytes = endpoint.bytes + noise;
-        x.duration_ns = 4_000_000 + noise * 20_000;
-        x.client = Peer::Ip(([100, 64, (source >> 8) as u8, source as u8], 40_000).into());
-        engine.observe_as(x, at, &endpoint.route, &params, Identity { actor, source: mix(source), named });
-    }
-
-    /// An attacker's request for a customer's record, at `now`.
-    pub fn attack(&mut self, now: f64, customer: u64, who: u64, engine: &mut Engine) {
+    fn attack(&mut self, now: f64, customer: u64, who: u64, engine: &mut Engine) {
         let params = self.params(customer);
         let actor = mix(who ^ ATTACKER);
         let endpoint = &self.endpoints[TARGET];
@@ -250,5 +256,21 @@ impl World {
             &params,
             Identity { actor, source: mix(who ^ 0xbad), named: true },
         );
+    }
+
+    fn now(&self) -> f64 {
+        self.now
+    }
+
+    fn target(&self) -> usize {
+        TARGET
+    }
+
+    fn space(&self) -> u64 {
+        CUSTOMERS
+    }
+
+    fn rate(&self) -> f64 {
+        self.rate
     }
 }
