@@ -124,12 +124,14 @@ impl SlowLeak {
         for (sum, z) in s.cusum.iter_mut().zip(z) {
             *sum = (*sum + z - K).clamp(0.0, 4.0 * h);
         }
+        // objects = leaked + ratio * (requests - leaked). The hour before the sum began to rise counts: the
+        // leak seldom begins with an hour.
+        let ratio = s.ratio.min(0.99);
+        let excess = ((objects - ratio * requests) / (1.0 - ratio)).max(0.0);
         if s.cusum[0] <= 0.0 {
-            (s.exposed, s.since) = (0.0, s.hour);
+            (s.exposed, s.since) = (excess, s.hour);
         } else {
-            // objects = leaked + ratio * (requests - leaked)
-            let ratio = s.ratio.min(0.99);
-            s.exposed += ((objects - ratio * requests) / (1.0 - ratio)).max(0.0);
+            s.exposed += excess;
         }
         let sure = s.cusum[1] > h / 2.0;
         // A release after which programs ask less often moves the ratio too, but brings no more objects.

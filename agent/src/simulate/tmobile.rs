@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Exchanges of the background before the attack, at most; with less traffic it is two weeks.
-const LEARN_EXCHANGES: f64 = 60_000_000.0;
+const LEARN_EXCHANGES: f64 = 40_000_000.0;
 /// Longest time of learning, s.
 const LEARN_MOST: f64 = 14.0 * 86_400.0;
 /// 37 million in 41 days.

@@ -31,7 +31,7 @@ pub const BASE: [&str; 4] = ["exchange", "stats", "config", "status"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 29] = [
+pub const MODULES: [Module; 30] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
