@@ -141,6 +141,9 @@ pub struct ServiceRule {
 pub struct RouteConfig {
     /// Templates that come before what is found: `/files/{name}`.
     pub patterns: Vec<String>,
+    /// Where learned routes are kept over a restart; without one they are learned anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_file: Option<PathBuf>,
 }
 
 /// Who asks.
@@ -591,6 +594,7 @@ const HELP: &str = "\
 #                  exe, name (with *), pid, port, address (10.0.0.0/8), side; all named must match
 # [[service]]      name, and exe, process or port: names a service
 # routes.patterns  [\"/files/{name}\"]: routes that come before what is found
+# routes.state_file   where learned routes are kept over a restart
 # identity.key_file        key of the hashes that name principals; made at the first start (0600)
 # identity.api_key_headers, identity.api_key_query   more names that carry API keys
 # inventory.file   where the list of every API is kept over a restart (0600); not kept by default

@@ -47,6 +47,8 @@ const HOUSEKEEPING: Duration = Duration::from_millis(200);
 const PROCESS_LOOK: Duration = Duration::from_secs(2);
 /// Exchanges under way that a snapshot names.
 const MAX_LASTING: usize = 100;
+/// Time between two savings of what was learned.
+const KEEP: Duration = Duration::from_secs(300);
 /// Longest time that the last records are waited for at the end.
 const LAST_DRAIN: Duration = Duration::from_secs(3);
 /// Longest time that the collector is waited for at the end.
@@ -300,6 +302,8 @@ struct Capture {
     kernel: Kernel,
     shared: Arc<Shared>,
     started: Instant,
+    /// When what was learned was kept last.
+    kept: Instant,
     deadline: Option<Instant>,
     next_save: Option<Instant>,
     /// When to look again whether processes are gone.
@@ -349,12 +353,16 @@ impl Capture {
             }
         }
         let params = ParamHasher::new(principals.param_key());
+        let mut routes = Routes::new(&config.routes.patterns);
+        if let Some(file) = &config.routes.state_file {
+            routes.restore(file)?;
+        }
         Ok(Self {
             connections: Connections::new(epoch(), stats.clone()).with_principals(principals),
             inner: Inner {
                 processes: Processes::default(),
                 ends: None,
-                routes: Routes::new(&config.routes.patterns),
+                routes,
                 endpoints: Endpoints::new(config.limits.endpoints, exporter.as_ref().map(Exporter::sink)),
                 detectors,
                 params,
@@ -370,6 +378,7 @@ impl Capture {
             kernel,
             shared,
             started: Instant::now(),
+            kept: Instant::now(),
             deadline: options.duration.map(|d| Instant::now() + d),
             next_save: None,
             next_look: Instant::now(),
@@ -428,10 +437,14 @@ impl Capture {
             self.inner.take(&exchange);
         }
         self.housekeeping();
+        self.keep();
         self.publish();
     }
 
     fn housekeeping(&mut self) {
+        if self.kept.elapsed() > KEEP {
+            self.keep();
+        }
         self.inner.stats.beat();
         self.kernel.log();
         self.kernel.report(&self.inner.stats);
@@ -527,6 +540,16 @@ impl Capture {
         let mut latest = self.shared.latest.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = (latest.0 + 1, Arc::new(snapshot));
         self.shared.made.notify_all();
+    }
+
+    /// Keeps what was learned; a file that cannot be written is said, and the agent goes on.
+    fn keep(&mut self) {
+        self.kept = Instant::now();
+        if let Some(file) = &self.inner.config.routes.state_file
+            && let Err(e) = self.inner.routes.save(file)
+        {
+            log::warn!("{e:#}");
+        }
     }
 
     fn finish(self) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@
 //!
 //! - `shape`: what a segment's characters say.
 //! - `evidence`: what was seen, one bounded trie per service.
+//! - `memory`: what was learned, over a restart.
 //! - `decide`: evidence -> table of routes, anew whenever enough has been added.
 //!
 //! The way of a known path is one look-up in a map of its service, without allocation. Decisions are made anew as
@@ -16,6 +17,7 @@
 
 use std::{
     hash::{Hash as _, Hasher as _},
+    path::Path,
     sync::Arc,
 };
 
@@ -25,6 +27,7 @@ use crate::exchange::{Auth, Exchange, Method, Peer};
 
 mod decide;
 mod evidence;
+mod memory;
 pub mod shape;
 
 use decide::Table;
@@ -36,6 +39,10 @@ const MAX_SERVICES: usize = 512;
 const MAX_KNOWN: usize = 8_192;
 /// Most callers per service that are told apart.
 const MAX_CALLERS: usize = 1_024;
+/// New words that one caller can bring to a service in an hour; what it sends beyond is counted where it is known.
+const WORDS_AN_HOUR: u32 = 64;
+/// ns.
+const HOUR: u64 = 3_600_000_000_000;
 /// Most paths that a service does not know and that still have a route of their own.
 const MAX_UNMATCHED: usize = 64;
 /// Route of requests whose path is not known.
@@ -76,7 +83,8 @@ struct Service {
     table: Table,
     known: FxHashMap<Box<str>, Known>,
     templates: FxHashSet<Arc<str>>,
-    callers: FxHashSet<u32>,
+    /// Callers, the hour in which they came last, and how many new words they brought in it.
+    callers: FxHashMap<u32, (u64, u32)>,
     authenticated: u64,
     answered: u64,
     unmatched: usize,
@@ -157,6 +165,32 @@ impl Routes {
         at.and_then(|at| services.get_mut(at)).unwrap_or(rest).route_now(patterns, method, path)
     }
 
+    /// Takes over what an earlier run learned and kept in a file. A file that is not there, or damaged, is
+    /// a fresh start: the latter is kept under another name, and said.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn restore(&mut self, file: &Path) -> anyhow::Result<()> {
+        for (name, known) in memory::load(file)?.into_iter().take(MAX_SERVICES) {
+            let service = self.service(&name.as_str().into());
+            memory::into(&known, &mut service.evidence);
+            service.answered = known.count.into();
+            service.decide();
+        }
+        self.changed.clear();
+        Ok(())
+    }
+
+    /// Keeps what was learned in a file: names and the places of parameters, no value of one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&mut self, file: &Path) -> anyhow::Result<()> {
+        self.settle();
+        let known = self.services.iter().map(|s| (s.name.to_string(), memory::of(&s.table))).collect();
+        memory::save(file, known)
+    }
+
     fn service(&mut self, name: &Arc<str>) -> &mut Service {
         let at = match self.index.get(name) {
             Some(&at) => at,
@@ -184,7 +218,7 @@ impl Default for Service {
             table: Table::default(),
             known: FxHashMap::default(),
             templates: FxHashSet::default(),
-            callers: FxHashSet::default(),
+            callers: FxHashMap::default(),
             authenticated: 0,
             answered: 0,
             unmatched: 0,
@@ -219,8 +253,12 @@ impl Service {
 
     fn learn(&mut self, exchange: &Exchange, path: &str) -> u32 {
         let who = caller(exchange);
-        if self.callers.len() < MAX_CALLERS {
-            self.callers.insert(who);
+        let hour = exchange.ts / HOUR;
+        // Callers beyond the bound share one place.
+        let place = if self.callers.len() < MAX_CALLERS || self.callers.contains_key(&who) { who } else { 0 };
+        let (last, words) = self.callers.entry(place).or_insert((hour, 0));
+        if *last != hour {
+            (*last, *words) = (hour, 0);
         }
         let witness = Witness {
             who,
@@ -228,7 +266,8 @@ impl Service {
             authenticated: exchange.auth != Auth::None,
             now: exchange.ts,
         };
-        let (end, new) = self.evidence.add(path, witness);
+        let (end, new) = self.evidence.add(path, witness, *words < WORDS_AN_HOUR || place == 0);
+        *words = words.saturating_add(new);
         self.fresh += new as usize;
         end
     }
@@ -296,10 +335,11 @@ impl Service {
         let service =
             decide::Service { callers: self.callers.len(), authenticated: self.authenticated * 2 > self.answered };
         let table = decide::decide(&self.evidence, service);
-        if table == self.table {
+        let same = table == self.table;
+        self.table = table;
+        if same {
             return false;
         }
-        self.table = table;
         self.known.clear();
         self.templates.clear();
         true

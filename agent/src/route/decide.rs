@@ -31,14 +31,14 @@ const DAY: u64 = 24 * 3_600 * 1_000_000_000;
 const MAX_DEPTH: usize = super::evidence::MAX_SEGMENTS;
 
 /// The decided routes of one service.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub struct Table {
     /// Node 0 is the root.
     pub nodes: Vec<Decided>,
 }
 
 /// One decided segment.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone)]
 pub struct Decided {
     /// Names.
     pub names: FxHashMap<Box<str>, u32>,
@@ -46,6 +46,17 @@ pub struct Decided {
     pub parameter: Option<(&'static str, u32)>,
     /// It was learned, not shown by its shape.
     pub learned: bool,
+    /// Bit set of the shapes that this segment had, for a parameter.
+    pub shapes: u16,
+    /// Requests that came by.
+    pub count: u32,
+}
+
+/// Two tables are equal when they give the same routes.
+impl PartialEq for Decided {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.names, self.parameter, self.learned) == (&other.names, other.parameter, other.learned)
+    }
 }
 
 /// What is known of the service as a whole.
@@ -64,6 +75,16 @@ struct Word<'e> {
     count: u32,
 }
 
+/// What is beside the words of a segment.
+#[derive(Debug, Clone, Copy)]
+struct Around {
+    /// Values of a certain shape that were seen.
+    typed: u32,
+    /// New words that found no place.
+    overflow: u32,
+    depth: usize,
+}
+
 /// Decides all of a service.
 #[must_use]
 pub fn decide(evidence: &Evidence, service: Service) -> Table {
@@ -75,7 +96,12 @@ pub fn decide(evidence: &Evidence, service: Service) -> Table {
 /// Decides below the nodes `set`, which are one segment; returns its place in the table.
 fn node(evidence: &Evidence, service: Service, table: &mut Table, set: &[u32], parent: &str, depth: usize) -> u32 {
     let place = u32::try_from(table.nodes.len()).unwrap_or(0);
-    table.nodes.push(Decided::default());
+    let here = || set.iter().filter_map(|&i| evidence.nodes.get(i as usize));
+    table.nodes.push(Decided {
+        shapes: here().fold(0, |all, n| all | n.shapes),
+        count: here().fold(0u32, |sum, n| sum.saturating_add(n.count)),
+        ..Decided::default()
+    });
     if depth >= MAX_DEPTH {
         return place;
     }
@@ -106,10 +132,16 @@ fn node(evidence: &Evidence, service: Service, table: &mut Table, set: &[u32], p
         }
         !value
     });
+    let overflow = here().fold(0u32, |sum, n| sum.saturating_add(n.overflow));
     let typed: u32 = values.iter().filter_map(|&i| at(i)).map(|n| n.count).sum();
-    let low = if are_codes(&words) { words.len() } else { parameter_words(evidence, service, &words, typed, depth) };
-    let learned = low > 0;
-    if learned {
+    let low = if are_codes(&words) {
+        words.len()
+    } else {
+        parameter_words(evidence, service, &words, Around { typed, overflow, depth })
+    };
+    // A parameter that was learned stays one over a restart.
+    let learned = low > 0 || shapes & (1 << Shape::Word as u16) != 0;
+    if low > 0 {
         shapes |= 1 << Shape::Word as u16;
         for word in words.drain(..low) {
             values.extend(word.nodes);
@@ -128,12 +160,16 @@ fn node(evidence: &Evidence, service: Service, table: &mut Table, set: &[u32], p
             decided.parameter = Some((name(shapes), child));
             decided.learned = learned;
         }
+        if let Some(parameter) = table.nodes.get_mut(child as usize) {
+            parameter.shapes = shapes;
+        }
     }
     place
 }
 
 /// How many of the rarest words are values of a parameter. `words` is sorted by count.
-fn parameter_words(evidence: &Evidence, service: Service, words: &[Word<'_>], typed: u32, depth: usize) -> usize {
+fn parameter_words(evidence: &Evidence, service: Service, words: &[Word<'_>], around: Around) -> usize {
+    let Around { typed, overflow, depth } = around;
     let low = rare(words);
     let candidates = &words[..low];
     if candidates.is_empty() {
@@ -191,9 +227,10 @@ fn parameter_words(evidence: &Evidence, service: Service, words: &[Word<'_>], ty
     if distinct < enough {
         return 0;
     }
-    // Good-Turing: singletons among the observations of the rare words.
-    let unseen = f64::from(singles) / f64::from(observations.max(1));
-    let share = f64::from(singles) / f64::from(distinct);
+    // Good-Turing: singletons among the observations of the rare words. A word that found no place was new.
+    let (singles, all) = (f64::from(singles) + f64::from(overflow), f64::from(observations) + f64::from(overflow));
+    let unseen = singles / all.max(1.0);
+    let share = singles / (f64::from(distinct) + f64::from(overflow));
     if unseen >= 0.2 && share >= 0.35 { low } else { 0 }
 }
 

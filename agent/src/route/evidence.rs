@@ -48,6 +48,8 @@ pub struct Node {
     pub ends: u32,
     /// Bit set of the [`Shape`]s that came here, for a parameter.
     pub shapes: u16,
+    /// New words below it that found no place, but for those of callers that brought too many.
+    pub overflow: u32,
     /// Who came first.
     pub first: Witness,
 }
@@ -69,13 +71,14 @@ impl Evidence {
         Self { nodes: vec![Node::new(NONE, first)], absorbed: 0 }
     }
 
-    /// Adds one path; returns the node where it ends, and how many words were new.
-    pub fn add(&mut self, path: &str, witness: Witness) -> (u32, u32) {
+    /// Adds one path; returns the node where it ends, and how many words were new. Without `may_add` new words
+    /// are treated as beyond the bounds.
+    pub fn add(&mut self, path: &str, witness: Witness, may_add: bool) -> (u32, u32) {
         let (mut at, mut new) = (0, 0);
         self.count(at, 1);
         for segment in super::segments(path).take(MAX_SEGMENTS) {
             let shape = Shape::of(segment);
-            at = self.descend(at, segment, shape, witness, &mut new);
+            at = self.descend(at, segment, shape, witness, may_add, &mut new);
             self.count(at, 1);
         }
         if let Some(node) = self.nodes.get_mut(at as usize) {
@@ -96,14 +99,44 @@ impl Evidence {
         }
     }
 
+    /// Sets what a node had before a restart.
+    pub fn set(&mut self, at: u32, count: u32, shapes: u16) {
+        if let Some(node) = self.nodes.get_mut(at as usize) {
+            node.count = count;
+            node.shapes = shapes;
+        }
+    }
+
+    /// The word below a node, or its parameter; made when it is not there.
+    pub fn child(&mut self, at: u32, word: Option<&str>) -> u32 {
+        let Some(node) = self.nodes.get(at as usize) else { return at };
+        let known = match word {
+            Some(word) => node.children.get(word).copied(),
+            None => Some(node.parameter).filter(|&p| p != NONE),
+        };
+        if let Some(known) = known {
+            return known;
+        }
+        let child = self.push(at, node.first);
+        if let Some(node) = self.nodes.get_mut(at as usize) {
+            match word {
+                Some(word) => {
+                    node.children.insert(word.into(), child);
+                }
+                None => node.parameter = child,
+            }
+        }
+        child
+    }
+
     fn count(&mut self, at: u32, n: u32) {
         if let Some(node) = self.nodes.get_mut(at as usize) {
             node.count = node.count.saturating_add(n);
         }
     }
 
-    fn descend(&mut self, at: u32, segment: &str, shape: Shape, witness: Witness, new: &mut u32) -> u32 {
-        let full = self.nodes.len() >= MAX_NODES;
+    fn descend(&mut self, at: u32, segment: &str, shape: Shape, witness: Witness, may_add: bool, new: &mut u32) -> u32 {
+        let full = !may_add || self.nodes.len() >= MAX_NODES;
         let Some(node) = self.nodes.get(at as usize) else { return at };
         if shape == Shape::Word || may_be_version(node, segment, shape) {
             if let Some(&child) = node.children.get(segment) {
@@ -119,10 +152,11 @@ impl Evidence {
             }
             // A scanner's words must not make a parameter where there is none.
             self.absorbed += 1;
-            return match node.parameter {
-                NONE => at,
-                known => known,
-            };
+            let parameter = node.parameter;
+            if may_add && let Some(node) = self.nodes.get_mut(at as usize) {
+                node.overflow = node.overflow.saturating_add(1);
+            }
+            return if parameter == NONE { at } else { parameter };
         }
         let parameter = node.parameter;
         let parameter = match parameter {
@@ -152,7 +186,16 @@ impl Evidence {
 
 impl Node {
     fn new(parent: u32, first: Witness) -> Self {
-        Self { children: FxHashMap::default(), parameter: NONE, parent, count: 0, ends: 0, shapes: 0, first }
+        Self {
+            children: FxHashMap::default(),
+            parameter: NONE,
+            parent,
+            count: 0,
+            ends: 0,
+            shapes: 0,
+            overflow: 0,
+            first,
+        }
     }
 }
 
