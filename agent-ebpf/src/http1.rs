@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
     body, conn, emit, http2,
-    maps::{Connection, Direction, FRESH, HITS, HTTP2, OPENED, QUIET, SERVER, SYNCED, UNSURE, WORDS, WORK, Work},
+    maps::{Connection, Direction, FRESH, HITS, HTTP2, OPENED, QUIET, SERVER, SYNCED, UNSURE, WORDS, Work},
     whole,
 };
 
@@ -148,25 +148,26 @@ pub fn lowest_byte(mask: u64) -> u64 {
 #[repr(C)]
 pub struct Context {
     pub connection: *mut Connection,
-    /// 0 receive, 1 send.
-    pub direction: u64,
+    /// Memory of this run: which of a CPU's it is, is for the door to know.
+    pub work: *mut Work,
 }
 
 /// Takes apart what one system call moved: `work` says where the bytes are and how many. Whatever door
 /// they came through, and whatever kind of map `connection` lives in.
 #[inline(always)]
-pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
+pub fn feed(work: &mut Work, connection: &mut Connection) {
+    let direction = work.direction;
     set(&raw mut work.other, other::NONE);
     if connection.state & HTTP2 == 0 && whole::feed(work, connection, direction) {
         return;
     }
     // HTTP/2 passes through here for a single step: another way around the loop would double what the
     // verifier has to look at.
-    let mut context = Context { connection, direction };
+    let mut context = Context { connection, work };
     // SAFETY: the callback gets the address of a local that outlives the call.
     let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
-    // SAFETY: the callback has ended, and with it the other use of the connection.
-    let connection = unsafe { &mut *context.connection };
+    // SAFETY: the callback has ended, and with it the other use of both.
+    let (connection, work) = unsafe { (&mut *context.connection, &mut *context.work) };
     if steps >= i64::from(STEPS) {
         emit::count(Count::STEPS);
         lose(work, connection);
@@ -191,11 +192,8 @@ pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
 /// One step over the bytes of a system call. Returns 1 when there is nothing left to do.
 // SAFETY: called by `bpf_loop` alone, with the context that `transfer` gave it.
 pub unsafe extern "C" fn step(_step: u32, context: *mut Context) -> i64 {
-    // SAFETY: `transfer` passes the address of its local.
-    let (connection, direction) = unsafe { (&mut *(*context).connection, (*context).direction) };
-    let Some(work) = WORK.get_ptr_mut(direction as u32) else { return 1 };
-    // SAFETY: this CPU's slot.
-    let work = unsafe { &mut *work };
+    // SAFETY: `feed` passes the address of its local.
+    let (connection, work) = unsafe { (&mut *(*context).connection, &mut *(*context).work) };
     i64::from(!one(work, connection, context))
 }
 
@@ -531,11 +529,8 @@ pub fn set<T: Copy>(field: *mut T, value: T) {
 // SAFETY: as `step`.
 unsafe extern "C" fn line_step(_i: u32, context: *mut Context) -> i64 {
     // SAFETY: as in `step`.
-    let (connection, direction) = unsafe { (&mut *(*context).connection, (*context).direction) };
-    let Some(work) = WORK.get_ptr_mut(direction as u32) else { return 1 };
-    // SAFETY: this CPU's slot.
-    let work = unsafe { &mut *work };
-    let d = &mut connection.directions[usize::from(direction != 0)];
+    let (connection, work) = unsafe { (&mut *(*context).connection, &mut *(*context).work) };
+    let d = &mut connection.directions[usize::from(work.direction != 0)];
     if get(&raw const work.found) == 0 {
         let hit = get(&raw const work.hit);
         if hit >= get(&raw const work.hits) {

@@ -146,7 +146,7 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     if direction == 0 && d.mode != mode::START {
         body::skip_spliced(work, d, bytes, sock);
     }
-    http1::feed(work, connection, direction);
+    http1::feed(work, connection);
     let d = &mut connection.directions[usize::from(direction != 0)];
     d.last_ts = now;
     if direction == 0 && d.mode != mode::START {
