@@ -90,14 +90,21 @@ fn new(sock: u64) -> Option<*mut Connection> {
         debug!((), "no state for a connection: the kernel has no memory for it");
         return None;
     }
-    // Numbers are unique without a shared counter: the CPU in the top bits.
+    // SAFETY: fresh map memory.
+    unsafe { (*connection).id = number()? };
+    Some(connection)
+}
+
+/// The next connection's number: unique without a shared counter, the CPU in the top bits. For the socket
+/// hooks, which nothing interrupts.
+#[inline(always)]
+pub fn number() -> Option<u64> {
     let next = NEXT.get_ptr_mut(0)?;
-    // SAFETY: this CPU's slot, and fresh map memory.
+    // SAFETY: this CPU's slot.
     unsafe {
         *next += 1;
-        (*connection).id = (u64::from(bpf_get_smp_processor_id()) << 48) | *next;
+        Some((u64::from(bpf_get_smp_processor_id()) << 48) | *next)
     }
-    Some(connection)
 }
 
 /// A TCP connection was established.
@@ -117,7 +124,7 @@ pub fn begin(sock: u64, role: u8) {
 
 /// Is this connection to be traced? Held against the rules once, and again when they change.
 #[inline(always)]
-pub fn is_wanted(pid: u32, sock: u64, connection: &mut Connection) -> bool {
+pub fn is_wanted(pid: u32, connection: &mut Connection, ports: impl FnOnce() -> (u16, u16)) -> bool {
     let Some(rules) = RULES.get(0) else { return true };
     let generation = *rules;
     if connection.generation == generation {
@@ -127,7 +134,7 @@ pub fn is_wanted(pid: u32, sock: u64, connection: &mut Connection) -> bool {
     if pid == setting!(own_pid) {
         return false;
     }
-    let (local, remote) = kernel::ports(sock);
+    let (local, remote) = ports();
     if EXCLUDED_PIDS.get_ptr(&pid).is_some()
         || EXCLUDED_PORTS.get_ptr(&local).is_some()
         || EXCLUDED_PORTS.get_ptr(&remote).is_some()

@@ -1,6 +1,6 @@
 //! Records to the agent: bounded copies, every failure counted by its reason.
 
-use agent_ebpf::{Close, Count, DATA_LIMIT, Flag, Kind, Open, Record};
+use agent_ebpf::{Close, Count, DATA_LIMIT, Flag, HELLO, Kind, Open, Record, Tier};
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{bpf_get_current_comm, generated},
@@ -9,6 +9,7 @@ use aya_ebpf::{
 use crate::{
     kernel,
     maps::{self, COUNTS, Connection, OPENED, RECORDS, Work, setting},
+    tls,
 };
 
 /// Adds to a counter of this CPU.
@@ -138,16 +139,35 @@ fn open(work: &mut Work, connection: &mut Connection) -> bool {
     // SAFETY: as above; both are 8-aligned since `data` and DATA_LIMIT are.
     unsafe {
         *copy = work.record;
+        if work.tls == 0 {
+            kernel::addresses(work.sock, open);
+        } else {
+            (*copy).len += tls::describe(work.tls, open);
+        }
+        (*open).tls = if work.tls == 0 { Tier::PLAINTEXT } else { (*open).tls };
         (*open).role = connection.role;
-        (*open).pad = 0;
-        kernel::addresses(work.sock, open);
         (*open).comm = bpf_get_current_comm().unwrap_or([0; 16]);
     }
-    if output(work, copy.cast(), (size_of::<Record>() + size_of::<Open>()) as u64) {
+    let hello = if work.tls == 0 { 0 } else { HELLO };
+    if output(work, copy.cast(), (size_of::<Record>() + size_of::<Open>() + hello) as u64) {
         connection.state |= OPENED;
         return true;
     }
     false
+}
+
+/// A TLS connection is over of which no plaintext was seen.
+#[inline(always)]
+pub fn sealed(work: &mut Work, connection: &Connection, pid: u32, received: u64, sent: u64) {
+    work.direction = 0;
+    header(work, connection, Kind::SEALED, if connection.state & maps::FRESH == 0 { Flag::LATE } else { 0 });
+    work.record.pid = pid;
+    work.record.message = received;
+    work.record.body = sent;
+    let record = (&raw const work.record).cast();
+    if !output(work, record, size_of::<Record>() as u64) {
+        count(Count::END_RING_FULL);
+    }
 }
 
 /// The connection is over.

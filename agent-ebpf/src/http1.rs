@@ -150,20 +150,21 @@ pub struct Context {
     pub connection: *mut Connection,
     /// Memory of this run: which of a CPU's it is, is for the door to know.
     pub work: *mut Work,
+    /// 0 receive, 1 send.
+    pub direction: u64,
 }
 
 /// Takes apart what one system call moved: `work` says where the bytes are and how many. Whatever door
 /// they came through, and whatever kind of map `connection` lives in.
 #[inline(always)]
-pub fn feed(work: &mut Work, connection: &mut Connection) {
-    let direction = work.direction;
+pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
     set(&raw mut work.other, other::NONE);
     if connection.state & HTTP2 == 0 && whole::feed(work, connection, direction) {
         return;
     }
     // HTTP/2 passes through here for a single step: another way around the loop would double what the
     // verifier has to look at.
-    let mut context = Context { connection, work };
+    let mut context = Context { connection, work, direction };
     // SAFETY: the callback gets the address of a local that outlives the call.
     let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
     // SAFETY: the callback has ended, and with it the other use of both.
@@ -426,7 +427,7 @@ fn begin(work: &mut Work, connection: &mut Connection, n: u64) -> bool {
     d.carry_len = 0;
     d.lost = 0;
     d.method = 0;
-    d.first_ts = work.now;
+    d.first_ts = work.began;
     true
 }
 
@@ -530,7 +531,9 @@ pub fn set<T: Copy>(field: *mut T, value: T) {
 unsafe extern "C" fn line_step(_i: u32, context: *mut Context) -> i64 {
     // SAFETY: as in `step`.
     let (connection, work) = unsafe { (&mut *(*context).connection, &mut *(*context).work) };
-    let d = &mut connection.directions[usize::from(work.direction != 0)];
+    // SAFETY: as above.
+    let direction = unsafe { (*context).direction };
+    let d = &mut connection.directions[usize::from(direction != 0)];
     if get(&raw const work.found) == 0 {
         let hit = get(&raw const work.hit);
         if hit >= get(&raw const work.hits) {

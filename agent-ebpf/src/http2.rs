@@ -21,7 +21,7 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use crate::{
     conn, emit,
     http1::{Context, advance, get, mode, next_buffer, pass_over, set},
-    maps::{CLIENT, Connection, Direction, FRESH, HTTP2, OPENED, QUIET, WORK, Work},
+    maps::{CLIENT, Connection, Direction, FRESH, HTTP2, OPENED, QUIET, Work},
 };
 
 /// Bytes of the preface of a client (RFC 9113 section 3.4).
@@ -319,10 +319,8 @@ fn flush(work: &mut Work, connection: &mut Connection, direction: usize) {
 // SAFETY: called by `bpf_loop` alone, with the context of `feed`.
 unsafe extern "C" fn step(_step: u32, context: *mut Context) -> i64 {
     // SAFETY: as in `http1::step`.
-    let (connection, direction) = unsafe { (&mut *(*context).connection, (*context).direction) };
-    let Some(work) = WORK.get_ptr_mut(direction as u32) else { return 1 };
-    // SAFETY: this CPU's slot.
-    let work = unsafe { &mut *work };
+    let (connection, work, direction) =
+        unsafe { (&mut *(*context).connection, &mut *(*context).work, (*context).direction) };
     i64::from(!one(work, connection, direction as usize & 1))
 }
 

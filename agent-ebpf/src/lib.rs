@@ -36,6 +36,8 @@ impl Kind {
     /// Frames of HTTP/2: see `http2.rs` of the kernel side. `index` numbers the records of a direction,
     /// `body` is what is still to come of the payload in which the record begins.
     pub const FRAMES: u8 = 7;
+    /// A TLS connection ended of which no plaintext was seen: bytes received in `message`, sent in `body`.
+    pub const SEALED: u8 = 8;
 }
 
 /// Flags of [`Record`].
@@ -78,6 +80,75 @@ impl DataFlag {
     pub const OTHER: u8 = 2;
 }
 
+/// How the socket of a TLS session was found: [`Open::tls`].
+pub struct Tier;
+impl Tier {
+    /// The connection is in plaintext.
+    pub const PLAINTEXT: u8 = 0;
+    /// The library sent or received on the socket within the traced call.
+    pub const NESTED: u8 = 1;
+    /// The session's client random (RFC 8446 section 4.1.2) was seen on the socket.
+    pub const CIPHERTEXT: u8 = 2;
+    /// Not at all: the addresses are not known.
+    pub const NONE: u8 = 3;
+}
+
+/// Most bytes of a ServerHello that follow an [`Open`].
+pub const HELLO: usize = 128;
+
+/// What a probe in a TLS library is at: the low byte of its cookie. The next two bytes number its
+/// [`Layout`].
+pub struct Op;
+impl Op {
+    /// `int f(session, buffer, size)`: reads; bytes, or not above 0.
+    pub const READ: u64 = 1;
+    /// `int f(session, buffer, size, size_t *bytes)`: reads; 1, or not.
+    pub const READ_EX: u64 = 2;
+    /// As `READ`, writes.
+    pub const WRITE: u64 = 3;
+    /// As `READ_EX`, writes.
+    pub const WRITE_EX: u64 = 4;
+    /// `ssize_t f(session, fd, offset, size, flags)`: writes what the library never sees.
+    pub const SENDFILE: u64 = 5;
+    /// `void f(session)`: the session is gone.
+    pub const FREE: u64 = 6;
+    /// As `READ`, with a `ssize_t`.
+    pub const READ_LONG: u64 = 7;
+    /// As `WRITE`, with a `ssize_t`.
+    pub const WRITE_LONG: u64 = 8;
+    /// As `READ`, on a descriptor that may be no TLS session at all.
+    pub const READ_ANY: u64 = 9;
+    /// As `WRITE`, on such a descriptor.
+    pub const WRITE_ANY: u64 = 10;
+    /// Go's `(*tls.Conn).Read`.
+    pub const GO_READ: u64 = 11;
+    /// Go's `(*tls.Conn).Write`.
+    pub const GO_WRITE: u64 = 12;
+}
+
+/// Layouts of sessions that are kept.
+pub const LAYOUTS: usize = 256;
+
+/// Where a library keeps what identifies a session.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// 1 when the client random's place is known.
+    pub known: u32,
+    /// Offset in the session of the pointer to the struct that holds the random, [`Layout::DIRECT`]
+    /// where it is the session itself.
+    pub pointer: u32,
+    /// Offset of the client random in that struct.
+    pub random: u32,
+    /// Explicit padding.
+    pub pad: u32,
+}
+
+impl Layout {
+    /// See [`Layout::pointer`].
+    pub const DIRECT: u32 = u32::MAX;
+}
+
 /// Header of every record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,8 +189,8 @@ pub struct Open {
     pub remote_port: u16,
     /// 1: this end accepted; 2: it connected; 0: not known.
     pub role: u8,
-    /// Explicit padding.
-    pub pad: u8,
+    /// A [`Tier`]. Where it is not 0, the start of the ServerHello may follow (without its record's header).
+    pub tls: u8,
     /// Address of the kernel's socket: finds the two ends of a unix connection. Never leaves the agent.
     pub sock: u64,
     /// The other end's, for unix sockets.
@@ -192,8 +263,16 @@ impl Count {
     pub const STEPS: u32 = 13;
     /// Calls whose kretprobe did not run: the kernel keeps a fixed number of returns.
     pub const RETURN_MISSED: u32 = 14;
+    /// Plaintext that found no memory to be looked at, or no room for its connection.
+    pub const TLS_BUSY: u32 = 15;
+    /// Calls into TLS libraries, to be held against messages.
+    pub const TLS_CALLS: u32 = 16;
+    /// TLS connections whose plaintext was seen.
+    pub const TLS_READ: u32 = 17;
+    /// Sessions without a socket.
+    pub const TLS_UNBOUND: u32 = 18;
     /// Number of counters.
-    pub const LEN: u32 = 16;
+    pub const LEN: u32 = 24;
 }
 
 /// Kernel-struct offsets, resolved from BTF at load time, and what the agent wants. One read-only
@@ -255,9 +334,12 @@ const _: () = assert!(size_of::<Record>() == 56);
 const _: () = assert!(size_of::<Open>() == 184);
 const _: () = assert!(size_of::<Close>() == 64);
 const _: () = assert!(size_of::<Settings>() == 96);
+const _: () = assert!(size_of::<Layout>() == 16);
 
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: repr(C), integers only, no padding.
     unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Layout {}
 }

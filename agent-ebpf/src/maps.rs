@@ -30,9 +30,13 @@ pub static BLANK: Array<Connection, 1, 0> = Array::new();
 #[btf_map]
 pub static CALLS: HashMap<u64, Call, 1, 0> = HashMap::new();
 
-/// Working memory of one run of a program: [0] receive, [1] send, [2] the rest.
+/// Working memory of one run of a program: [0] receive, [1] send, [2] the rest of the socket hooks; see
+/// `tls` for the others.
 #[btf_map]
-pub static WORK: PerCpuArray<Work, 3, 0> = PerCpuArray::new();
+pub static WORK: PerCpuArray<Work, { 3 + TLS_RUNS as usize }, 0> = PerCpuArray::new();
+
+/// Runs of the TLS programs that may be under way on one CPU: the kernel may put one aside for another.
+pub const TLS_RUNS: u32 = 4;
 
 /// Losses and such, by [`Count`].
 #[btf_map]
@@ -123,7 +127,10 @@ pub struct Connection {
     pub state: u8,
     /// Receives and sends in a row that were no HTTP.
     pub strikes: u16,
-    pub pad: u32,
+    /// A socket that carries TLS: how much of the handshake was looked at, see `tls`.
+    pub stage: u32,
+    /// A socket that carries TLS: key of its plaintext's state, 0 for any other.
+    pub tls: u64,
     /// What each request under way asks of its response's framing, by number.
     pub methods: [u8; PIPELINE],
 }
@@ -217,10 +224,14 @@ pub struct Work {
     pub vectors: u64,
     /// 1 while the bytes can be read, 0 when only their number is known.
     pub readable: u64,
+    /// Time of the last byte, and of the first where the call moved them one after the other.
     pub now: u64,
+    pub began: u64,
     pub pid: u64,
     /// Address of the socket.
     pub sock: u64,
+    /// Key of the TLS session's plaintext, 0 for plain sockets.
+    pub tls: u64,
     /// 0 receive, 1 send.
     pub direction: u64,
     /// What the bytes are when they are no HTTP/1: see `http1`.

@@ -15,7 +15,8 @@ use crate::{
     body, conn, emit,
     http1::{self, mode},
     kernel::{self, Buffer},
-    maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, UNSURE, WORK, Work},
+    maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, UNSURE, WORK},
+    tls,
 };
 
 const MSG_OOB: i32 = 1;
@@ -72,16 +73,27 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     }
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
+    if connection.tls != 0 {
+        tls::carry(connection, bytes, direction, readable, now);
+        return;
+    }
     let Some(work) = WORK.get_ptr_mut(direction as u32) else { return };
     // SAFETY: this CPU's own slot; send and receive have one each.
     let work = unsafe { &mut *work };
     work.pid = bpf_get_current_pid_tgid() >> 32;
-    if !conn::is_wanted(work.pid as u32, sock, connection) {
+    if connection.state & OPENED == 0 || connection.directions[0].mode == mode::TUNNEL {
+        if tls::begins(sock, connection, bytes, direction, readable, now) {
+            return;
+        }
+    }
+    if !conn::is_wanted(work.pid as u32, connection, || kernel::ports(sock)) {
         connection.state |= QUIET;
         return;
     }
     work.now = now;
+    work.began = now;
     work.sock = sock;
+    work.tls = 0;
     work.direction = direction;
     work.left = bytes;
     work.filled = 0;
@@ -146,7 +158,7 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     if direction == 0 && d.mode != mode::START {
         body::skip_spliced(work, d, bytes, sock);
     }
-    http1::feed(work, connection);
+    http1::feed(work, connection, direction);
     let d = &mut connection.directions[usize::from(direction != 0)];
     d.last_ts = now;
     if direction == 0 && d.mode != mode::START {
@@ -169,6 +181,10 @@ fn end_of_file(sock: u64) {
     let Some(connection) = conn::find(sock) else { return };
     // SAFETY: as in `transfer`.
     let connection = unsafe { &mut *connection };
+    if connection.tls != 0 {
+        tls::end_of_file(connection.tls);
+        return;
+    }
     if connection.state & (QUIET | CLOSED) != 0 || connection.state & OPENED == 0 {
         return;
     }
@@ -219,7 +235,14 @@ pub fn tcp_destroy(ctx: BtfTracePointContext) -> i32 {
     if let Some(connection) = conn::find(sock) {
         // SAFETY: as in `transfer`.
         let connection = unsafe { &mut *connection };
-        finish(sock, connection, kernel::error(sock) != 0, false);
+        let reset = kernel::error(sock) != 0;
+        if connection.tls != 0 {
+            if let Some(plaintext) = tls::plaintext(connection.tls) {
+                finish(sock, plaintext, reset, false);
+            }
+            tls::forget(connection);
+        }
+        finish(sock, connection, reset, false);
         conn::forget(sock);
     }
     0
@@ -232,6 +255,16 @@ fn over(sock: u64, reset: bool, both: bool) {
     let Some(connection) = conn::find(sock) else { return };
     // SAFETY: as in `transfer`.
     let connection = unsafe { &mut *connection };
+    if connection.tls != 0
+        && let Some(plaintext) = tls::plaintext(connection.tls)
+    {
+        over_one(sock, plaintext, reset, both);
+    }
+    over_one(sock, connection, reset, both);
+}
+
+#[inline(always)]
+fn over_one(sock: u64, connection: &mut Connection, reset: bool, both: bool) {
     if reset {
         connection.state |= RESET;
     }

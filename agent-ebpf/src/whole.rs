@@ -162,7 +162,7 @@ fn head(work: &mut Work, connection: &mut Connection, at: usize) -> bool {
     d.carry_len = 0;
     d.lost = 0;
     d.method = method;
-    d.first_ts = work.now;
+    d.first_ts = work.began;
     work.left -= end;
     work.filled = end;
     finish_head(work, connection);

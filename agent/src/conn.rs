@@ -14,7 +14,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
-    exchange::{Api, Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side},
+    exchange::{Api, Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side, TlsVersion},
     proto::{credential::Principals, grpc, http1},
     stats::{Loss, Stats, Unread},
     stream::{Around, Live, Session},
@@ -89,6 +89,9 @@ struct Connection {
     remote: Peer,
     identity: Identity,
     late: bool,
+    /// How the socket of a TLS session was found; `None` for plaintext.
+    tls: Option<Attribution>,
+    tls_version: Option<TlsVersion>,
     sock: u64,
     peer_sock: u64,
     pending: VecDeque<Box<Pending>>,
@@ -223,6 +226,7 @@ impl Connections {
                 }
             }
             What::Eof => self.eof(event.conn, event.ts),
+            What::Sealed { .. } => self.stats.miss(Unread::Tls, 1),
         }
     }
 
@@ -239,6 +243,14 @@ impl Connections {
         if self.order.len() > 2 * MAX_CONNECTIONS {
             self.order.retain(|id| self.table.contains_key(id));
         }
+        if let Some(known) = self.table.get_mut(&id) {
+            // A TLS session whose socket is found later than its first message.
+            known.local = opened.local;
+            known.remote = opened.remote;
+            known.tls = opened.tls;
+            known.tls_version = opened.tls_version;
+            return;
+        }
         self.order.push_back(id);
         let identity = outside.identify(pid, &opened.comm, &opened.local, &opened.remote);
         if matches!(opened.local, Peer::Unix(_)) {
@@ -253,6 +265,8 @@ impl Connections {
                 remote: opened.remote,
                 identity,
                 late: opened.late,
+                tls: opened.tls,
+                tls_version: opened.tls_version,
                 sock: opened.sock,
                 peer_sock: opened.peer_sock,
                 pending: VecDeque::new(),
@@ -495,15 +509,15 @@ impl Connections {
             response_body_bytes: answered.then_some(pending.response_body),
             client: client.clone(),
             server: server.clone(),
-            scheme: Scheme::Http,
+            scheme: if connection.tls.is_some() { Scheme::Https } else { Scheme::Http },
             protocol: if answered || request.protocol == Protocol::Http10 {
                 request.protocol
             } else {
                 Protocol::Http11
             },
-            tls_version: None,
+            tls_version: connection.tls_version,
             end,
-            attribution: Attribution::Socket,
+            attribution: connection.tls.unwrap_or(Attribution::Socket),
             auth: request.auth,
             principal: request.principal,
             caller: None,

@@ -6,9 +6,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use agent_ebpf::{Close, Flag, Kind, Open, Record};
+use agent_ebpf::{Close, Flag, Kind, Open, Record, Tier};
 
-use crate::exchange::Peer;
+use crate::exchange::{Attribution, Peer, TlsVersion};
 
 /// One record of the kernel side.
 #[derive(Debug)]
@@ -43,6 +43,13 @@ pub enum What<'a> {
     },
     /// The other end of a unix connection sends no more.
     Eof,
+    /// A TLS connection is over of which no plaintext was seen: bytes of ciphertext.
+    Sealed {
+        /// By this end.
+        received: u64,
+        /// By this end.
+        sent: u64,
+    },
 }
 
 /// Addresses of a connection.
@@ -60,6 +67,10 @@ pub struct Opened {
     pub peer_sock: u64,
     /// Name of the process.
     pub comm: String,
+    /// How the socket of a TLS session was found; `None` for plaintext.
+    pub tls: Option<Attribution>,
+    /// Version of TLS, where its ServerHello was seen.
+    pub tls_version: Option<TlsVersion>,
 }
 
 /// A message, or the part of it that was seen.
@@ -181,7 +192,10 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
             bytes: data.get(usize::from(record.skip)..).unwrap_or_default(),
         }),
         Kind::END => What::End(message),
-        Kind::OPEN => What::Open(Box::new(opened(&take::<Open>(data)?.0, flag(Flag::LATE)))),
+        Kind::OPEN => {
+            let (open, hello) = take::<Open>(data)?;
+            What::Open(Box::new(opened(&open, flag(Flag::LATE), hello)))
+        }
         Kind::CLOSE => {
             let close = take::<Close>(data)?.0;
             What::Close(Closed {
@@ -207,6 +221,7 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
         }),
         Kind::ABORT => What::Abort { sent: message.sent },
         Kind::EOF => What::Eof,
+        Kind::SEALED => What::Sealed { received: record.message, sent: record.body },
         other => return Err(BadRecord::Kind(other)),
     };
     Ok(Event { conn: record.conn, ts: record.ts, pid: record.pid, what })
@@ -224,7 +239,7 @@ fn take<T: Plain>(bytes: &[u8]) -> Result<(T, &[u8]), BadRecord> {
     Ok((unsafe { head.as_ptr().cast::<T>().read_unaligned() }, rest))
 }
 
-fn opened(open: &Open, late: bool) -> Opened {
+fn opened(open: &Open, late: bool, hello: &[u8]) -> Opened {
     let text = |bytes: &[u8]| {
         let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
         String::from_utf8_lossy(&bytes[..end]).into_owned()
@@ -249,7 +264,43 @@ fn opened(open: &Open, late: bool) -> Opened {
             (ip(v4(open.local), open.local_port), ip(v4(open.remote), open.remote_port))
         }
     };
-    Opened { late, local, remote, sock: open.sock, peer_sock: open.peer_sock, comm: text(&open.comm) }
+    let tls = match open.tls {
+        Tier::PLAINTEXT => None,
+        Tier::NESTED => Some(Attribution::Nested),
+        Tier::CIPHERTEXT => Some(Attribution::Ciphertext),
+        _ => Some(Attribution::None),
+    };
+    let tls_version = tls.and_then(|_| tls_version(hello));
+    let (sock, peer_sock) = (open.sock, open.peer_sock);
+    Opened { late, local, remote, sock, peer_sock, comm: text(&open.comm), tls, tls_version }
+}
+
+/// The version that a ServerHello chose (RFC 8446 section 4.1.3, RFC 5246 section 7.4.1.3). It may be cut off:
+/// a key share is in it from 1.3 on alone, and comes before what is cut.
+fn tls_version(hello: &[u8]) -> Option<TlsVersion> {
+    const SUPPORTED_VERSIONS: u16 = 43;
+    const KEY_SHARE: u16 = 51;
+    let word = |at: usize| Some(u16::from_be_bytes(hello.get(at..at + 2)?.try_into().ok()?));
+    let name = |version: u16| match version {
+        0x0301 => Some(TlsVersion::Tls10),
+        0x0302 => Some(TlsVersion::Tls11),
+        0x0303 => Some(TlsVersion::Tls12),
+        0x0304 => Some(TlsVersion::Tls13),
+        _ => None,
+    };
+    // Type, length, version, random; then the session's name, cipher, compression, extensions.
+    let session = usize::from(*hello.get(38)?);
+    let mut at = 39 + session + 2 + 1 + 2;
+    let mut chosen = name(word(4)?);
+    while let (Some(kind), Some(len)) = (word(at), word(at + 2)) {
+        match kind {
+            SUPPORTED_VERSIONS => return word(at + 4).and_then(name),
+            KEY_SHARE => chosen = Some(TlsVersion::Tls13),
+            _ => {}
+        }
+        at += 4 + usize::from(len);
+    }
+    chosen
 }
 
 fn ip(address: IpAddr, port: u16) -> Peer {
@@ -276,6 +327,21 @@ mod tests {
         assert_eq!((head.bytes, head.last, head.first, head.message.sent), (&b"cde"[..], true, false, true));
         wire.truncate(60);
         assert_eq!(parse(&wire).err(), Some(BadRecord::Cut));
+    }
+
+    #[test]
+    fn the_version_of_a_server_hello() {
+        let mut hello = vec![2, 0, 0, 76, 3, 3];
+        hello.extend_from_slice(&[7; 32]);
+        hello.push(0);
+        hello.extend_from_slice(&[0xc0, 0x2f, 0, 0, 0]);
+        assert_eq!(tls_version(&hello), Some(TlsVersion::Tls12));
+        hello.extend_from_slice(&[0, 43, 0, 2, 3, 4]);
+        assert_eq!(tls_version(&hello), Some(TlsVersion::Tls13));
+        assert_eq!(tls_version(&hello[..30]), None);
+        for cut in 0..hello.len() {
+            let _ = tls_version(&hello[..cut]);
+        }
     }
 
     #[test]

@@ -40,6 +40,8 @@ counters! {
         Recursion => "recursion",
         /// kprobe door: the kernel did not tell of a call's end, since too many threads were inside one.
         ReturnMissed => "return_missed",
+        /// Plaintext of TLS that found no room on the kernel side.
+        TlsBusy => "tls_no_room",
         /// Records that the agent could not make sense of.
         BadRecord => "bad_record",
         /// The user-side connection table was full.

@@ -1,12 +1,12 @@
 //! Loads and attaches the eBPF programs.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 
 use agent_ebpf::{Count, Settings};
 use anyhow::{Context as _, bail};
 use aya::{
     Btf as KernelBtf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, FExit, KProbe},
 };
 use aya_log::EbpfLogger;
@@ -15,6 +15,8 @@ use super::{
     btf::Btf,
     door::{Attachment, Door, Hook, LIFE},
     ring::Reader,
+    tls::{Programs, Tls},
+    uprobe,
 };
 use crate::{
     config::DoorSetting,
@@ -61,6 +63,8 @@ pub struct Kernel {
     programs: Vec<Loaded>,
     /// Log lines of the programs, at debug level only.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    /// Probes of TLS libraries.
+    tls: Option<Tls>,
 }
 
 /// A program in the kernel.
@@ -176,7 +180,9 @@ impl Kernel {
         let take = |ebpf: &mut Ebpf, name: &str| {
             ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
         };
+        let fds = map_fds(&ebpf);
         let ring = RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?;
+        let layouts = Array::try_from(take(&mut ebpf, "LAYOUTS")?)?;
         let mut kernel = Self {
             excluded: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PIDS")?)?,
             ports: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PORTS")?)?,
@@ -187,6 +193,7 @@ impl Kernel {
             door,
             programs,
             logger: None,
+            tls: None,
         };
         kernel.rules.set(0, 1, 0)?;
         if programs_log() {
@@ -195,6 +202,11 @@ impl Kernel {
         for Attachment { program, hook, .. } in attachments {
             attach(&mut kernel.ebpf, program, *hook)
                 .with_context(|| format!("failed to attach {program} to {hook}"))?;
+        }
+        // Without these the agent still sees what is in plaintext.
+        match uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], &fds) {
+            Ok([enter, read, write]) => kernel.tls = Some(Tls::start(Programs { enter, read, write, layouts })),
+            Err(e) => log::warn!("TLS is not read: {e:#}"),
         }
         Ok((kernel, Reader::new(ring)))
     }
@@ -215,6 +227,8 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &level, true)
             .map_max_entries("AYA_LOGS", if logs { LOG_BYTES } else { 4096 })
             .override_global("SETTINGS", &settings, true)
+            // Storage of tasks: used by the programs alone.
+            .allow_unsupported_maps()
             .map_max_entries("RECORDS", ring_bytes)
             .map_max_entries("BY_ADDRESS", if by_address { MAX_BY_ADDRESS } else { 1 })
             .map_max_entries("CALLS", if by_address { MAX_CALLS } else { 1 })
@@ -261,6 +275,7 @@ impl Kernel {
             (Loss::NoState, of(Count::NO_STATE)),
             (Loss::Recursion, self.missed()),
             (Loss::ReturnMissed, of(Count::RETURN_MISSED)),
+            (Loss::TlsBusy, of(Count::TLS_BUSY)),
         ] {
             stats.set_loss(reason, total);
         }
@@ -271,7 +286,6 @@ impl Kernel {
             (Unread::Syscall, of(Count::SYSCALL) + of(Count::STEPS)),
             (Unread::NotHttp, of(Count::NOT_HTTP)),
             (Unread::JoinedLate, of(Count::JOINED_LATE)),
-            (Unread::Tls, of(Count::TLS)),
             (Unread::DeepPipeline, of(Count::PIPELINE_FULL)),
         ] {
             stats.set_unread(reason, total);
@@ -340,6 +354,26 @@ fn attach(ebpf: &mut Ebpf, program: &str, hook: Hook) -> anyhow::Result<()> {
         Hook::Probe(name) | Hook::ReturnProbe(name) => <&mut KProbe>::try_from(p)?.attach(name, 0).map(|_| ())?,
     }
     Ok(())
+}
+
+/// Descriptors of the maps, for programs that are loaded without aya.
+fn map_fds(ebpf: &Ebpf) -> std::collections::HashMap<String, RawFd> {
+    let mut fds = std::collections::HashMap::new();
+    for (name, map) in ebpf.maps() {
+        let (Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerfEventArray(data)
+        | Map::RingBuf(data)
+        | Map::SkStorage(data)
+        | Map::Unsupported(data)) = map
+        else {
+            continue;
+        };
+        fds.insert(name.to_owned(), data.fd().as_fd().as_raw_fd());
+    }
+    fds
 }
 
 /// The end of a verifier log says what is wrong; the whole is thousands of lines.

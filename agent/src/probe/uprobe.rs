@@ -1,0 +1,185 @@
+//! User-space probes by `uprobe_multi` links (Linux 6.6), which ask for BPF and PERFMON alone where perf's
+//! uprobes ask for SYS_ADMIN. aya 0.14 knows them neither when it loads a program nor when it attaches one,
+//! so that both are done here: aya-obj reads and relocates, two bpf(2) calls do the rest.
+//!
+//! One link holds all probes of a file: it is attached and detached at once, and by the kernel when the
+//! agent ends in any way.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use anyhow::Context as _;
+
+/// `BPF_PROG_LOAD`, `BPF_LINK_CREATE` of bpf(2).
+const PROG_LOAD: libc::c_long = 5;
+const LINK_CREATE: libc::c_long = 28;
+/// `BPF_PROG_TYPE_KPROBE`: what uprobes are, too.
+const PROG_TYPE: u32 = 2;
+/// `BPF_TRACE_UPROBE_MULTI`.
+const UPROBE_MULTI: u32 = 48;
+/// `BPF_F_UPROBE_MULTI_RETURN`.
+const RETURN: u32 = 1;
+/// Bytes for the verifier's words when it refuses a program.
+const LOG_BYTES: usize = 4 << 20;
+
+/// One place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Offset in the file.
+    pub offset: u64,
+    /// What the program gets to know about it.
+    pub cookie: u64,
+}
+
+/// A loaded program.
+#[derive(Debug)]
+pub struct Program {
+    /// Its name in the object.
+    pub name: &'static str,
+    fd: OwnedFd,
+}
+
+/// Probes that are attached while this lives.
+#[derive(Debug)]
+pub struct Link {
+    _fd: OwnedFd,
+}
+
+/// Loads `names` from `object`; `maps` are the descriptors of the maps that aya made of the same object.
+///
+/// # Errors
+/// The object lacks a program or map, or the kernel refuses a program: the verifier's last words.
+pub fn load<const N: usize>(
+    object: &[u8],
+    names: [&'static str; N],
+    maps: &HashMap<String, RawFd>,
+) -> anyhow::Result<[Program; N]> {
+    let mut object = aya_obj::Object::parse(object).context("failed to read the eBPF object")?;
+    let text = object.functions.keys().map(|(section, _)| *section).collect();
+    let known = std::mem::take(&mut object.maps);
+    object
+        .relocate_maps(known.iter().filter_map(|(name, map)| Some((name.as_str(), *maps.get(name)?, map))), &text)
+        .context("failed to relocate the eBPF object")?;
+    object.relocate_calls(&text).context("failed to relocate the eBPF object")?;
+    let mut loaded = Vec::with_capacity(N);
+    for name in names {
+        let program = object.programs.get(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+        let function = object
+            .functions
+            .get(&program.function_key())
+            .with_context(|| format!("the eBPF object has no code for {name}"))?;
+        let bytes = std::mem::size_of_val(&function.instructions[..]) / 8;
+        let code = function.instructions.as_ptr() as u64;
+        let fd = load_one(name, code, bytes, &object.license)
+            .map_err(|e| anyhow::anyhow!("the kernel refused the program {name}: {e}"))?;
+        loaded.push(Program { name, fd });
+    }
+    loaded.try_into().ok().context("unreachable: as many programs as names")
+}
+
+/// Start of `union bpf_attr` for `BPF_PROG_LOAD`, as far as it is used.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    kind: u32,
+    instructions_len: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
+
+fn load_one(name: &str, code: u64, instructions: usize, license: &std::ffi::CStr) -> Result<OwnedFd, String> {
+    let mut attributes = LoadAttributes {
+        kind: PROG_TYPE,
+        instructions_len: u32::try_from(instructions).map_err(|e| e.to_string())?,
+        instructions: code,
+        license: license.as_ptr() as u64,
+        attach_type: UPROBE_MULTI,
+        ..LoadAttributes::default()
+    };
+    for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    match call(PROG_LOAD, &mut attributes) {
+        Ok(fd) => Ok(fd),
+        Err(error) => {
+            // Once more, to be told why. The log costs time, so that it is asked for only now.
+            let mut log = vec![0u8; LOG_BYTES];
+            attributes.log_level = 1;
+            attributes.log_size = u32::try_from(LOG_BYTES).unwrap_or(u32::MAX);
+            attributes.log = log.as_mut_ptr() as u64;
+            if let Ok(fd) = call(PROG_LOAD, &mut attributes) {
+                return Ok(fd);
+            }
+            let text = String::from_utf8_lossy(&log[..memchr::memchr(0, &log).unwrap_or(log.len())]);
+            log::debug!("verifier: {text}");
+            let tail: Vec<&str> = text.lines().rev().take(12).collect();
+            Err(format!("{error}\n  {}", tail.into_iter().rev().collect::<Vec<_>>().join("\n  ")))
+        }
+    }
+}
+
+/// Start of `union bpf_attr` for `BPF_LINK_CREATE` of a `uprobe_multi` link.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    reference_counters: u64,
+    cookies: u64,
+    len: u32,
+    multi_flags: u32,
+    pid: u32,
+    pad: u32,
+}
+
+/// Attaches `program` at `places` of `file`: at their returns with `at_return`.
+///
+/// # Errors
+/// The kernel's: `EINVAL` where it has no such links (before 6.6) or an offset is no instruction,
+/// `EPERM` without the capabilities.
+pub fn attach(program: &Program, file: &File, places: &[Place], at_return: bool) -> io::Result<Link> {
+    // The name of a descriptor: reaches files of other mount namespaces, deleted ones, odd names.
+    let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
+    let offsets: Vec<u64> = places.iter().map(|p| p.offset).collect();
+    let cookies: Vec<u64> = places.iter().map(|p| p.cookie).collect();
+    let mut attributes = LinkAttributes {
+        program: u32::try_from(program.fd.as_raw_fd()).unwrap_or(u32::MAX),
+        attach_type: UPROBE_MULTI,
+        path: path.as_ptr() as u64,
+        offsets: offsets.as_ptr() as u64,
+        cookies: cookies.as_ptr() as u64,
+        len: u32::try_from(places.len()).unwrap_or(u32::MAX),
+        multi_flags: if at_return { RETURN } else { 0 },
+        ..LinkAttributes::default()
+    };
+    call(LINK_CREATE, &mut attributes).map(|fd| Link { _fd: fd })
+}
+
+/// bpf(2) with a command that returns a descriptor.
+fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the struct is as long as is said, and what it points to lives until the end of the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), std::mem::size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = RawFd::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
