@@ -807,8 +807,8 @@ fn release(run: u64) {
 /// Word `i` of the registers, which are a `struct pt_regs`.
 #[inline(always)]
 fn register(ctx: &ProbeContext, i: usize) -> u64 {
-    // SAFETY: within the architecture's registers; the verifier checks it.
-    unsafe { core::ptr::read_volatile(ctx.regs.cast::<u64>().add(i)) }
+    // By a helper: which of two words it is, is known at load only, and the verifier wants a constant.
+    kernel::read(ctx.regs as u64 + 8 * i as u64)
 }
 
 /// Argument `i` of a function (System V ABI, AAPCS64).

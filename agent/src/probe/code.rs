@@ -1,5 +1,4 @@
-//! Reads machine code, as little as that is possible: where does an accessor find its field, and where
-//! does a function return? x86_64 by a real decoder, since instructions have any length there.
+//! Reads machine code, as little as that is possible: where does an accessor find its field? x86_64 alone.
 
 use agent_ebpf::Layout;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
@@ -90,33 +89,6 @@ pub fn random_layout(code: &[u8]) -> Option<Layout> {
     None
 }
 
-/// Offsets of the return instructions of a function, from its start. `None` where its code cannot be
-/// followed to its end, or has more than `most`.
-#[must_use]
-pub fn returns(code: &[u8], most: usize) -> Option<Vec<u64>> {
-    let mut found = Vec::new();
-    if cfg!(target_arch = "aarch64") {
-        // `ret`: every instruction has four bytes.
-        for (i, word) in code.chunks_exact(4).enumerate() {
-            if word == [0xc0, 0x03, 0x5f, 0xd6] {
-                found.push(i as u64 * 4);
-            }
-        }
-    } else {
-        let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
-        while decoder.can_decode() {
-            let i = decoder.decode();
-            if i.is_invalid() {
-                return None;
-            }
-            if i.mnemonic() == Mnemonic::Ret {
-                found.push(i.ip());
-            }
-        }
-    }
-    (found.len() <= most && !found.is_empty()).then_some(found)
-}
-
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
@@ -144,18 +116,10 @@ mod tests {
         assert_eq!((layout.pointer, layout.random), (0xa8, 0xb8));
     }
 
-    #[test]
-    fn returns_are_found_between_instructions_alone() {
-        // mov eax,0xc3c3c3c3; ret; nop; ret
-        assert_eq!(returns(&[0xb8, 0xc3, 0xc3, 0xc3, 0xc3, 0xc3, 0x90, 0xc3], 8), Some(vec![5, 7]));
-        assert_eq!(returns(&[0x90, 0x90], 8), None);
-    }
-
     proptest::proptest! {
         #[test]
         fn any_bytes(code in proptest::collection::vec(proptest::num::u8::ANY, 0..256)) {
             let _ = random_layout(&code);
-            let _ = returns(&code, 64);
         }
     }
 }

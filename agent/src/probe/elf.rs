@@ -50,10 +50,8 @@ pub struct Symbols {
     pub functions: HashMap<&'static str, Function>,
     /// The file has a symbol table besides the one for dynamic linking.
     pub has_table: bool,
-    /// Compiled by Go: offset and bytes of its function table.
-    pub go_table: Option<(u64, u64)>,
-    /// Go's text segment: address, and offset in the file.
-    pub go_text: Option<(u64, u64)>,
+    /// Compiled by Go.
+    pub is_go: bool,
 }
 
 /// A file that is open for reading.
@@ -96,12 +94,7 @@ impl<R: ReadCacheOps> Elf<R> {
         for section in sections.iter() {
             let kind = section.sh_type(endian);
             let name = sections.section_name(endian, section).unwrap_or_default();
-            if name == b".gopclntab" || name == b".data.rel.ro.gopclntab" {
-                found.go_table = Some((section.sh_offset(endian), section.sh_size(endian)));
-            }
-            if name == b".text" {
-                found.go_text = Some((section.sh_addr(endian), section.sh_offset(endian)));
-            }
+            found.is_go |= name == b".gopclntab" || name == b".data.rel.ro.gopclntab";
             if kind != SHT_SYMTAB && kind != SHT_DYNSYM {
                 continue;
             }
@@ -113,7 +106,7 @@ impl<R: ReadCacheOps> Elf<R> {
             let table = section.data_as_array::<object::elf::Sym64<Endianness>, _>(endian, data)?;
             let names = strings.data(endian, data)?;
             for symbol in table {
-                if !symbol.is_definition(endian) {
+                if symbol.st_shndx(endian) == object::elf::SHN_UNDEF {
                     continue;
                 }
                 let Some(rest) = names.get(symbol.st_name(endian) as usize..) else { continue };
@@ -132,14 +125,6 @@ impl<R: ReadCacheOps> Elf<R> {
         let most = if function.size == 0 { CODE_BYTES as u64 } else { function.size.min(CODE_BYTES as u64) };
         let left = (&self.cache).len().unwrap_or(0).saturating_sub(function.offset);
         (&self.cache).read_bytes_at(function.offset, most.min(left)).unwrap_or_default()
-    }
-
-    /// Bytes at an offset of the file; `None` beyond its end or [`MAX_SYMBOL_BYTES`].
-    pub fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        if len > MAX_SYMBOL_BYTES {
-            return None;
-        }
-        (&self.cache).read_bytes_at(offset, len).ok()
     }
 }
 

@@ -14,8 +14,9 @@ use std::{
 
 use anyhow::Context as _;
 
-/// `BPF_PROG_LOAD`, `BPF_LINK_CREATE` of bpf(2).
+/// `BPF_PROG_LOAD`, `BPF_BTF_LOAD`, `BPF_LINK_CREATE` of bpf(2).
 const PROG_LOAD: libc::c_long = 5;
+const BTF_LOAD: libc::c_long = 18;
 const LINK_CREATE: libc::c_long = 28;
 /// `BPF_PROG_TYPE_KPROBE`: what uprobes are, too.
 const PROG_TYPE: u32 = 2;
@@ -38,8 +39,6 @@ pub struct Place {
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program {
-    /// Its name in the object.
-    pub name: &'static str,
     fd: OwnedFd,
 }
 
@@ -59,6 +58,13 @@ pub fn load<const N: usize>(
     maps: &HashMap<String, RawFd>,
 ) -> anyhow::Result<[Program; N]> {
     let mut object = aya_obj::Object::parse(object).context("failed to read the eBPF object")?;
+    // Programs with callbacks must name their functions' types.
+    let known = aya::features().btf().context("this kernel takes no types of eBPF programs")?;
+    let types = match object.fixup_and_sanitize_btf(known) {
+        Ok(Some(types)) => load_types(&types.to_bytes()).context("the kernel refused the eBPF object's types")?,
+        Ok(None) => anyhow::bail!("the eBPF object has no types"),
+        Err(e) => return Err(e).context("failed to read the eBPF object's types"),
+    };
     let text = object.functions.keys().map(|(section, _)| *section).collect();
     let known = std::mem::take(&mut object.maps);
     object
@@ -72,11 +78,9 @@ pub fn load<const N: usize>(
             .functions
             .get(&program.function_key())
             .with_context(|| format!("the eBPF object has no code for {name}"))?;
-        let bytes = std::mem::size_of_val(&function.instructions[..]) / 8;
-        let code = function.instructions.as_ptr() as u64;
-        let fd = load_one(name, code, bytes, &object.license)
+        let fd = load_one(name, function, &types, &object.license)
             .map_err(|e| anyhow::anyhow!("the kernel refused the program {name}: {e}"))?;
-        loaded.push(Program { name, fd });
+        loaded.push(Program { fd });
     }
     loaded.try_into().ok().context("unreachable: as many programs as names")
 }
@@ -97,13 +101,54 @@ struct LoadAttributes {
     name: [u8; 16],
     interface: u32,
     attach_type: u32,
+    types: u32,
+    function_size: u32,
+    functions: u64,
+    functions_len: u32,
+    line_size: u32,
+    lines: u64,
+    lines_len: u32,
+    pad: u32,
 }
 
-fn load_one(name: &str, code: u64, instructions: usize, license: &std::ffi::CStr) -> Result<OwnedFd, String> {
+/// `union bpf_attr` for `BPF_BTF_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct TypesAttributes {
+    types: u64,
+    log: u64,
+    len: u32,
+    log_len: u32,
+    log_level: u32,
+    pad: u32,
+}
+
+fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
+    let len = u32::try_from(types.len()).map_err(io::Error::other)?;
+    call(BTF_LOAD, &mut TypesAttributes { types: types.as_ptr() as u64, len, ..TypesAttributes::default() })
+}
+
+fn load_one(
+    name: &str,
+    function: &aya_obj::Function,
+    types: &OwnedFd,
+    license: &std::ffi::CStr,
+) -> Result<OwnedFd, String> {
+    let instructions = &function.instructions;
+    let functions = function.func_info.func_info_bytes();
+    let lines = function.line_info.line_info_bytes();
+    let size = |n: usize| u32::try_from(n).map_err(|e| e.to_string());
     let mut attributes = LoadAttributes {
         kind: PROG_TYPE,
-        instructions_len: u32::try_from(instructions).map_err(|e| e.to_string())?,
-        instructions: code,
+        instructions_len: size(instructions.len())?,
+        instructions: instructions.as_ptr() as u64,
+        types: u32::try_from(types.as_raw_fd()).map_err(|e| e.to_string())?,
+        function_size: size(function.func_info_rec_size)?,
+        functions: functions.as_ptr() as u64,
+        functions_len: size(function.func_info.len())?,
+        line_size: size(function.line_info_rec_size)?,
+        lines: lines.as_ptr() as u64,
+        lines_len: size(function.line_info.len())?,
         license: license.as_ptr() as u64,
         attach_type: UPROBE_MULTI,
         ..LoadAttributes::default()
