@@ -52,7 +52,7 @@ fn opened() -> Open {
         local_port: 80,
         remote_port: 40_000,
         role: 1,
-        pad: 0,
+        tls: 0,
         sock: 0,
         peer_sock: 0,
         local: [127; 16],

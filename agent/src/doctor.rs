@@ -339,10 +339,13 @@ fn tls_processes(proc: &Path) -> Vec<TlsProcess> {
             break;
         }
     }
-    let why = "TLS is not read by this version";
     found
         .into_iter()
-        .map(|(pid, (exe, library))| TlsProcess { pid, exe, library: library.into(), covered: false, why: why.into() })
+        .map(|(pid, (exe, library))| {
+            let covered = library.starts_with("OpenSSL") || matches!(library, "LibreSSL" | "GnuTLS");
+            let why = if covered { "probes at the library's functions (Linux 6.6)" } else { "an unknown library" };
+            TlsProcess { pid, exe, library: library.into(), covered, why: why.into() }
+        })
         .collect()
 }
 

@@ -53,6 +53,8 @@ const FOLDERS: [&str; 6] =
     ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/usr/local/lib"];
 /// Starts of the names of those libraries.
 const WELL_KNOWN: [&str; 2] = ["libssl.so", "libgnutls.so"];
+/// Executables that have the library inside, and start too often for the first connections to be missed.
+const EXECUTABLES: [&str; 2] = ["/usr/bin/node", "/usr/local/bin/node"];
 
 /// The loaded programs.
 pub struct Programs {
@@ -126,6 +128,9 @@ impl Finder {
                     self.look(&entry.path());
                 }
             }
+        }
+        for path in EXECUTABLES {
+            self.look(Path::new(path));
         }
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             if let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) {
