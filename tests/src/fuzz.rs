@@ -26,7 +26,7 @@ use apiscope::{
 pub type Target = (&'static str, fn(&[u8]), &'static [u8]);
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     (
         "http1",
         head,
@@ -61,6 +61,13 @@ pub const TARGETS: [Target; 8] = [
         config,
         b"[capture]\nsides = \"server\"\n[[capture.exclude]]\naddress = \"10.0.0.0/8\"\nexe = \"*/n*x\"\n[limits]\n\
           ring_bytes = 65536\n[[service]]\nname = \"s\"\nport = 80\n[routes]\npatterns = [\"/a/{b}\"]\n",
+    ),
+    (
+        "openapi",
+        openapi,
+        b"openapi: 3.1.0\ninfo: {title: &t x, version: '1'}\nservers: [{url: 'https://{h}/v1', variables: {h: {enum: [a, b]}}}]\n\
+          paths:\n  /a/{id}: {get: {security: [{k: []}], responses: {200: {description: *t}, 4XX: {}}}}\n  /b: {$ref: '#/paths/~1a~1{id}'}\n\
+          components: {securitySchemes: {k: {type: http, scheme: bearer}}}\n",
     ),
     ("routes", routes, b"/users/42/orders/7f9c2ba4-e88f-11ee-ae5d-0242ac120002\n/a//b/\xc3\xa9%20?\n*"),
 ];
@@ -243,5 +250,14 @@ pub fn routes(bytes: &[u8]) {
         let route = routes.route(&exchange);
         assert!(!route.template.contains('\n'));
         assert!(route.template.len() <= path.len().max(64) * 4, "{} of {path}", route.template);
+    }
+}
+
+/// A document of others: its bounds hold, and every template is a path.
+pub fn openapi(bytes: &[u8]) {
+    if let Ok(document) = apiscope::openapi::read(bytes) {
+        assert!(document.operations.len() <= apiscope::openapi::MAX_OPERATIONS);
+        assert!(document.templates().iter().all(|t| t.starts_with('/')));
+        let _ = apiscope::openapi::diff(&[document], &[]);
     }
 }

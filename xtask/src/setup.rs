@@ -80,6 +80,9 @@ pub fn need(level: Level) -> Result<()> {
         Level::Deny => deny(),
         Level::Test => {
             packages(&TEST);
+            if !validators()?.is_file() {
+                once("validators", make_validators).unwrap_or_else(|e| say(&format!("no validators: {e:#}")));
+            }
             grpcio();
             if !collector::binary()?.is_file() {
                 collector();
@@ -134,7 +137,7 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 12] = [
+const TEST: [Package; 13] = [
     from("ip", "iproute2"),
     from("setpriv", "util-linux"),
     from("promtool", "prometheus"),
@@ -147,6 +150,7 @@ const TEST: [Package; 12] = [
     from("node", "nodejs"),
     from("python3", "python3"),
     from("gcc", "gcc"),
+    from("chromium", "chromium"),
 ];
 
 /// The one for arm64 is asked for where it is used.
@@ -161,6 +165,29 @@ fn packages(wanted: &[Package]) {
             say(&format!("could not install {}: {e:#}; what needs them is skipped", missing.join(", ")));
         });
     }
+}
+
+/// A Python with the public validators of what `apiscope inventory` writes, in a folder of its own.
+///
+/// # Errors
+/// There is no cache folder.
+pub fn validators() -> Result<PathBuf> {
+    Ok(place::cache("tools")?.join("validators-1/bin/python"))
+}
+
+fn make_validators() -> Result<()> {
+    const PACKAGES: [&str; 2] = ["openapi-spec-validator==0.9.0", "cyclonedx-python-lib[json-validation]==11.12.0"];
+    let whole = place::cache("tools")?.join("validators-1");
+    let partial = whole.with_extension("partial");
+    fs::remove_dir_all(&partial).ok();
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv"]).arg(&partial);
+    step::quietly("making a Python for validators", &mut make, LIMIT)?;
+    let mut install = Command::new(partial.join("bin/python"));
+    install.args(["-m", "pip", "install", "-q"]).args(PACKAGES);
+    step::quietly("installing the validators of OpenAPI and CycloneDX (once)", &mut install, LIMIT)?;
+    fs::remove_dir_all(&whole).ok();
+    fs::rename(&partial, &whole).with_context(|| format!("failed to move the validators to {}", whole.display()))
 }
 
 /// The gRPC tests need a Python that has it: the one in PATH, or Debian's.

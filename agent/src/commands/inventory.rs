@@ -1,7 +1,7 @@
 //! `apiscope inventory`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{IsTerminal as _, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -12,10 +12,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use apiscope::{
     config::Config,
+    cyclonedx,
     inventory::{self, Ages, Entry, Inventory},
     local,
     openapi::{self, Difference, Document, Kind},
-    pipeline, replay,
+    pipeline, replay, report,
 };
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -27,6 +28,7 @@ Examples:
   sudo apiscope inventory                                  what the running agent knows
   sudo apiscope inventory --format json > node1.json       to be put together with other nodes'
   apiscope inventory --from node1.json node2.json --format csv
+  apiscope inventory --from node1.json --format html > apis.html
   apiscope inventory --from access.log                     endpoints of an access log
   apiscope inventory diff openapi.yaml --from node1.json --fail-on shadow,unauthenticated";
 
@@ -114,6 +116,12 @@ enum Format {
     Json,
     /// For spreadsheets
     Csv,
+    /// OpenAPI 3.1 of one service
+    Openapi,
+    /// CycloneDX 1.6: services
+    Cyclonedx,
+    /// A page for a browser, in one file
+    Html,
 }
 
 impl InventoryCommand {
@@ -143,9 +151,28 @@ impl InventoryCommand {
             }
             Format::Json => serde_json::to_string_pretty(&inventory)? + "\n",
             Format::Csv => inventory::csv(&inventory)?,
+            Format::Openapi => serde_json::to_string_pretty(&document(inventory)?)? + "\n",
+            Format::Cyclonedx => serde_json::to_string_pretty(&cyclonedx::bill(&inventory))? + "\n",
+            Format::Html => report::html(&inventory),
         };
         std::io::stdout().write_all(text.as_bytes())?;
         Ok(())
+    }
+}
+
+/// What one service offers: a document is of one API.
+fn document(mut inventory: Inventory) -> anyhow::Result<serde_json::Value> {
+    if inventory.endpoints.iter().any(|e| e.side == "server") {
+        inventory.endpoints.retain(|e| e.side == "server");
+    }
+    let services: BTreeSet<String> = inventory.endpoints.iter().map(|e| e.service.clone()).collect();
+    match services.iter().next() {
+        Some(service) if services.len() == 1 => Ok(openapi::export(service, &inventory)),
+        None => bail!("there is no endpoint to document"),
+        Some(_) => {
+            let names: Vec<_> = services.iter().take(20).map(String::as_str).collect();
+            bail!("a document is of one service: choose one with --service, of {}", names.join(", "))
+        }
     }
 }
 

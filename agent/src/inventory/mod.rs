@@ -118,6 +118,13 @@ impl Entry {
         (all > 0).then(|| open as f64 / all as f64)
     }
 
+    /// Is there something at this route? Not when every answer was that there is nothing, or not that way: that is
+    /// what scanners leave behind.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.statuses.keys().any(|s| !matches!(s, 0 | 400 | 404 | 405))
+    }
+
     /// Kinds of the parameters in the route: `int`, `uuid`, and so on.
     #[must_use]
     pub fn parameters(&self) -> Vec<&str> {

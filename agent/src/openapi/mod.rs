@@ -1,14 +1,17 @@
-//! OpenAPI documents: what was promised (`read`), and in what it differs from what was seen (`diff`).
+//! OpenAPI documents: what was promised (`read`), in what it differs from what was seen (`diff`), and what was seen as
+//! a document (`export`).
 //!
 //! Read are OpenAPI 3.0, 3.1 and Swagger 2.0, in JSON and YAML. Documents are not trusted: size, depth, count of
 //! operations, aliases of YAML and chains of `$ref` are bounded, and a document is never the cause of a request.
 
 mod diff;
+mod export;
 mod read;
 
 use std::collections::BTreeSet;
 
 pub use diff::{Difference, Kind, diff};
+pub use export::export;
 pub use read::{MAX_DOCUMENT, MAX_OPERATIONS, read};
 
 /// What is used of a document.

@@ -51,6 +51,7 @@ pub const MODULES: [Module; 30] = [
     module("aggregate", &["route"]),
     module("inventory", &["route", "aggregate"]),
     module("openapi", &["inventory"]),
+    module("cyclonedx", &["inventory"]),
     module("detect", &["route", "params", "aggregate", "inventory"]),
     // Knowledge to people and collectors.
     module("export", &["route", "aggregate", "inventory", "detect", "identity"]),
