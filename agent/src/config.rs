@@ -144,6 +144,19 @@ pub struct RouteConfig {
     /// Where learned routes are kept over a restart; without one they are learned anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_file: Option<PathBuf>,
+    /// OpenAPI documents: their paths come before patterns and what is found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub document: Vec<DocumentRule>,
+}
+
+/// The document of a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentRule {
+    /// Name of the service, as `top` shows it.
+    pub service: String,
+    /// OpenAPI 3.0 or 3.1, Swagger 2.0, in JSON or YAML.
+    pub file: PathBuf,
 }
 
 /// Who asks.
@@ -593,6 +606,7 @@ const HELP: &str = "\
 # [[capture.include]] / [[capture.exclude]]
 #                  exe, name (with *), pid, port, address (10.0.0.0/8), side; all named must match
 # [[service]]      name, and exe, process or port: names a service
+# [[routes.document]]  service, file (OpenAPI): its paths are routes; several of one service are put together
 # routes.patterns  [\"/files/{name}\"]: routes that come before what is found
 # routes.state_file   where learned routes are kept over a restart
 # identity.key_file        key of the hashes that name principals; made at the first start (0600)

@@ -27,6 +27,7 @@ use crate::{
     inventory::{self, Inventory, Keeper},
     kubernetes::Watches,
     local::Socket,
+    openapi,
     params::ParamHasher,
     probe::{
         load::{Kernel, Wanted},
@@ -353,7 +354,7 @@ impl Capture {
             }
         }
         let params = ParamHasher::new(principals.param_key());
-        let mut routes = Routes::new(&config.routes.patterns);
+        let mut routes = openapi::routes(&config.routes)?;
         if let Some(file) = &config.routes.state_file {
             routes.restore(file)?;
         }

@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     detect::{Coverage, Engine, Finding},
     exchange::{Exchange, Method},
+    openapi,
     params::ParamHasher,
     route::{self, Routes},
 };
@@ -56,7 +57,7 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
         None => None,
     };
     let mut report = Report::default();
-    let mut finder = Routes::new(&config.routes.patterns);
+    let mut finder = openapi::routes(&config.routes)?;
     let mut endpoints = Endpoints::new(config.limits.endpoints, None);
     let mut detectors = config.detect.enabled.then(|| Engine::new(&config.detect)).transpose()?;
     // What is replayed is in the files already: the hashes need no secret, but be the same every time.
@@ -193,6 +194,30 @@ fn next_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routes_of_a_document_come_before_all_others() {
+        let name = |what: &str| std::env::temp_dir().join(format!("replay-{what}-{}", std::process::id()));
+        let (input, output, document) = (name("documented.ndjson"), name("documented.tsv"), name("documented.yaml"));
+        let line = |service, path| {
+            format!("{{\"ts\":1,\"service\":\"{service}\",\"method\":\"GET\",\"path\":\"{path}\",\"status\":200}}\n")
+        };
+        std::fs::write(&input, [line("s", "/v1/u/7"), line("s", "/v1/u/me"), line("other", "/v1/u/7")].concat())
+            .expect("writable");
+        let text = "openapi: 3.0.0\nservers: [{url: /v1}]\npaths: {'/u/{name}': {get: {}}, /u/me: {get: {}}}\n";
+        std::fs::write(&document, text).expect("writable");
+        let mut config = Config::default();
+        config.routes.patterns = vec!["/v1/{any}/7".into()];
+        config.routes.document.push(crate::config::DocumentRule { service: "s".into(), file: document.clone() });
+        replay(std::slice::from_ref(&input), &config, Some(&output)).expect("readable");
+        let routes = std::fs::read_to_string(&output).expect("written");
+        assert_eq!(routes, "/v1/u/{name}\n/v1/u/me\n/v1/{any}/7\n");
+        std::fs::remove_file(&document).expect("removable");
+        assert!(
+            replay(std::slice::from_ref(&input), &config, None).is_err_and(|e| format!("{e:#}").contains("document"))
+        );
+        std::fs::remove_file(input).and(std::fs::remove_file(output)).expect("removable");
+    }
 
     #[test]
     fn a_route_for_every_line() {

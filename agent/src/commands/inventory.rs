@@ -185,7 +185,7 @@ impl DiffCommand {
                 Some((service, file)) if !service.contains('/') && !Path::new(argument).exists() => (service, file),
                 _ => ("*", argument.as_str()),
             };
-            let document = read_document(Path::new(file))?;
+            let document = openapi::open(Path::new(file))?;
             for note in &document.notes {
                 eprintln!("apiscope: {file}: {note}");
             }
@@ -241,14 +241,6 @@ fn differences(documents: Vec<(&str, Document)>, entries: Vec<Entry>) -> Vec<Dif
     }
     all.sort_by(|a, b| a.kind.cmp(&b.kind).then(b.requests.cmp(&a.requests)));
     all
-}
-
-fn read_document(path: &Path) -> anyhow::Result<Document> {
-    let context = || format!("failed to read the document {}", path.display());
-    let mut bytes = Vec::new();
-    let file = File::open(path).with_context(context)?;
-    file.take(openapi::MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes).with_context(context)?;
-    openapi::read(&bytes).with_context(context)
 }
 
 impl KindArgument {

@@ -8,7 +8,16 @@ mod diff;
 mod export;
 mod read;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read as _,
+    path::Path,
+};
+
+use anyhow::Context as _;
+
+use crate::{config::RouteConfig, route::Routes};
 
 pub use diff::{Difference, Kind, diff};
 pub use export::export;
@@ -57,6 +66,38 @@ impl Document {
         all.sort_by_key(|t| t.matches('{').count());
         all
     }
+}
+
+/// What finds routes, with the operator's patterns and documents. Several documents of a service are one.
+///
+/// # Errors
+/// A document cannot be read.
+pub fn routes(config: &RouteConfig) -> anyhow::Result<Routes> {
+    let mut services = BTreeMap::<&str, Document>::new();
+    for rule in &config.document {
+        let document = open(&rule.file)?;
+        for note in &document.notes {
+            log::warn!("{}: {note}", rule.file.display());
+        }
+        services.entry(&rule.service).or_default().operations.extend(document.operations);
+    }
+    let mut routes = Routes::new(&config.patterns);
+    for (service, document) in services {
+        routes.set_documented(&service.into(), document.templates());
+    }
+    Ok(routes)
+}
+
+/// Reads a document from a file.
+///
+/// # Errors
+/// The file cannot be read, or as [`read`].
+pub fn open(path: &Path) -> anyhow::Result<Document> {
+    let context = || format!("failed to read the document {}", path.display());
+    let mut bytes = Vec::new();
+    let file = File::open(path).with_context(context)?;
+    file.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes).with_context(context)?;
+    read(&bytes).with_context(context)
 }
 
 /// Does a route fit a template? A parameter of the route needs one in the template; a word of the route fits a

@@ -31,7 +31,7 @@ pub const BASE: [&str; 4] = ["exchange", "stats", "config", "status"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 30] = [
+pub const MODULES: [Module; 31] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
@@ -50,7 +50,7 @@ pub const MODULES: [Module; 30] = [
     module("authorization", &["route"]),
     module("aggregate", &["route"]),
     module("inventory", &["route", "aggregate"]),
-    module("openapi", &["inventory"]),
+    module("openapi", &["route", "inventory"]),
     module("cyclonedx", &["inventory"]),
     module("detect", &["route", "params", "aggregate", "inventory"]),
     // Knowledge to people and collectors.
@@ -65,7 +65,18 @@ pub const MODULES: [Module; 30] = [
     module("recording", &["route"]),
     module(
         "replay",
-        &["accesslog", "params", "recording", "route", "aggregate", "inventory", "detect", "table", "report"],
+        &[
+            "accesslog",
+            "openapi",
+            "params",
+            "recording",
+            "route",
+            "aggregate",
+            "inventory",
+            "detect",
+            "table",
+            "report",
+        ],
     ),
     module("simulate", &["replay", "params", "route", "aggregate", "inventory", "detect", "report"]),
     module("doctor", &["probe", "identity", "local", "table"]),
