@@ -166,7 +166,15 @@ impl Cgroups {
         let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids"]
             .iter()
             .map(|base| Path::new(base).join(&name))
-            .find(|root| fs::create_dir(root).is_ok() && root.join("cgroup.procs").exists());
+            .find(|root| {
+                // On a machine with v1 hierarchies the first is a plain folder of them.
+                let made = fs::create_dir(root).is_ok();
+                let is_cgroup = root.join("cgroup.procs").exists();
+                if made && !is_cgroup {
+                    let _ = fs::remove_dir(root);
+                }
+                made && is_cgroup
+            });
         let root = root.expect("no cgroup hierarchy can be written: the tests need root on a machine with cgroups");
         Self { made: vec![root.clone()], root }
     }
