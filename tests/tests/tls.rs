@@ -1,0 +1,122 @@
+//! HTTPS by real programs: OpenSSL on the socket, OpenSSL on memory, GnuTLS.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use apiscope::exchange::{Attribution, Scheme, Side};
+use apiscope_tests::{Agent, Want, free_port, program};
+
+/// A server that ends with its test, and its certificate.
+struct Server {
+    child: Child,
+    folder: PathBuf,
+    port: u16,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Server {
+    fn start(name: &str, code: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let made = Command::new(program("openssl"))
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"])
+            .current_dir(&folder)
+            .stderr(Stdio::null())
+            .status();
+        assert!(made.is_ok_and(|s| s.success()), "openssl makes a certificate");
+        let port = free_port();
+        let mut child = Command::new(program("python3"))
+            .args(["-c", code, &port.to_string()])
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3 starts");
+        let mut line = String::new();
+        let out = child.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut line).expect("readable");
+        assert_eq!(line.trim(), "ready");
+        Self { child, folder, port }
+    }
+
+    fn ask(&self, client: &str, arguments: &[&str], count: usize) {
+        for i in 0..count {
+            let done = Command::new(program(client))
+                .args(arguments)
+                .arg(format!("https://127.0.0.1:{}/{client}/{i}", self.port))
+                .current_dir(&self.folder)
+                .stdout(Stdio::null())
+                .status();
+            assert!(done.is_ok_and(|s| s.success()), "{client} gets its answer");
+        }
+    }
+}
+
+const CURL: &[&str] = &["-sf", "--http1.1", "--cacert", "cert.pem"];
+const WGET: &[&str] = &["-q", "--ca-certificate=cert.pem", "-O", "/dev/null"];
+
+fn check(agent: &Agent, server: &Server, client: &str, count: usize, at_server: Attribution) {
+    let address = format!("127.0.0.1:{}", server.port);
+    let wanted: Vec<Want> = (0..count).map(|i| Want::any("GET", format!("/{client}/{i}"), 200).bodies(0, 5)).collect();
+    agent.expect(&address, &wanted);
+    for (side, attribution) in [(Side::Server, at_server), (Side::Client, Attribution::Nested)] {
+        for x in agent.seen(&address, side) {
+            assert_eq!((x.scheme, x.attribution), (Scheme::Https, attribution), "{}", x.method);
+            assert!(x.tls_version.is_some(), "the version of TLS is known");
+        }
+    }
+}
+
+#[test]
+fn openssl_on_the_socket() {
+    let agent = Agent::shared();
+    let server = Server::start(
+        "socket",
+        "import http.server, ssl, sys
+class H(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def do_GET(self):
+        self.send_response(200); self.send_header('Content-Length', '5'); self.end_headers(); self.wfile.write(b'hello')
+    def log_message(self, *a): pass
+s = http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), H)
+c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); c.load_cert_chain('cert.pem', 'key.pem')
+s.socket = c.wrap_socket(s.socket, server_side=True)
+print('ready', flush=True); s.serve_forever()",
+    );
+    server.ask("curl", CURL, 20);
+    check(agent, &server, "curl", 20, Attribution::Nested);
+}
+
+#[test]
+fn openssl_on_memory_and_gnutls() {
+    let agent = Agent::shared();
+    let server = Server::start(
+        "memory",
+        "import asyncio, ssl, sys
+c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); c.load_cert_chain('cert.pem', 'key.pem')
+async def talk(r, w):
+    try:
+        while await r.readuntil(b'\\r\\n\\r\\n'):
+            w.write(b'HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello'); await w.drain()
+    except (asyncio.IncompleteReadError, ConnectionError): w.close()
+async def main():
+    s = await asyncio.start_server(talk, '127.0.0.1', int(sys.argv[1]), ssl=c)
+    print('ready', flush=True); await s.serve_forever()
+asyncio.run(main())",
+    );
+    server.ask("wget", WGET, 20);
+    check(agent, &server, "wget", 20, Attribution::Ciphertext);
+}
