@@ -147,6 +147,14 @@ impl Half {
     }
 }
 
+/// Puts what is unfinished into its place. What was there was never finished, which is against the protocol:
+/// its bytes are given back.
+fn replace(place: &mut Option<Partial>, partial: Partial, around: &mut Around<'_>) {
+    if let Some(before) = place.replace(partial) {
+        *around.partial -= before.held();
+    }
+}
+
 impl Partial {
     fn held(&self) -> usize {
         self.bytes.as_ref().map_or(0, |b| b.len())
@@ -296,7 +304,7 @@ impl Session {
             } else {
                 let mut frame = Partial { head, promised: 0, size: 0, first_ts, bytes: Some(Zeroizing::default()) };
                 frame.push(rest, around);
-                self.halves[at].frame = Some(frame);
+                replace(&mut self.halves[at].frame, frame, around);
                 break;
             }
             first_ts = ts;
@@ -330,7 +338,7 @@ impl Session {
                 } else if head.has(flag::END_HEADERS) {
                     return self.block(at, &partial, None, ts, pid, around, out);
                 }
-                self.halves[at].block = Some(partial);
+                replace(&mut self.halves[at].block, partial, around);
             }
             kind::CONTINUATION => {
                 let Some(mut partial) = self.halves[at].block.take() else {
