@@ -104,6 +104,10 @@ struct Connection {
 }
 
 impl Connection {
+    fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
+    }
+
     /// Fills in what a session does not know of its exchanges.
     fn dress(&self, exchange: &mut Exchange, epoch: u64) {
         let side = self.side.unwrap_or(Side::Server);
@@ -115,6 +119,9 @@ impl Connection {
         exchange.service = self.identity.service.clone();
         exchange.side = side;
         exchange.client = client.clone();
+        exchange.scheme = self.scheme();
+        exchange.tls_version = self.tls_version;
+        exchange.attribution = self.tls.unwrap_or(Attribution::Socket);
         exchange.server = server.clone();
         exchange.origin = self.identity.origin.clone();
         exchange.exe = self.identity.exe.clone();
@@ -509,7 +516,7 @@ impl Connections {
             response_body_bytes: answered.then_some(pending.response_body),
             client: client.clone(),
             server: server.clone(),
-            scheme: if connection.tls.is_some() { Scheme::Https } else { Scheme::Http },
+            scheme: connection.scheme(),
             protocol: if answered || request.protocol == Protocol::Http10 {
                 request.protocol
             } else {

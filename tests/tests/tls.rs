@@ -1,4 +1,4 @@
-//! HTTPS by real programs: OpenSSL on the socket, OpenSSL on memory, GnuTLS.
+//! HTTPS by real programs: OpenSSL on the socket, OpenSSL on memory, GnuTLS; HTTP/2 in node.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use apiscope::exchange::{Attribution, Scheme, Side};
+use apiscope::exchange::{Attribution, Protocol, Scheme, Side};
 use apiscope_tests::{Agent, Want, free_port, program};
 
 /// A server that ends with its test, and its certificate.
@@ -26,7 +26,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(name: &str, code: &str) -> Self {
+    fn start(name: &str, interpreter: &str, code: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let made = Command::new(program("openssl"))
@@ -37,14 +37,14 @@ impl Server {
             .status();
         assert!(made.is_ok_and(|s| s.success()), "openssl makes a certificate");
         let port = free_port();
-        let mut child = Command::new(program("python3"))
-            .args(["-c", code, &port.to_string()])
+        let mut child = Command::new(program(interpreter))
+            .args([if interpreter == "node" { "-e" } else { "-c" }, code, &port.to_string()])
             .current_dir(&folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("python3 starts");
+            .expect("the server starts");
         let mut line = String::new();
         let out = child.stdout.take().expect("piped");
         BufReader::new(out).read_line(&mut line).expect("readable");
@@ -85,6 +85,7 @@ fn openssl_on_the_socket() {
     let agent = Agent::shared();
     let server = Server::start(
         "socket",
+        "python3",
         "import http.server, ssl, sys
 class H(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
@@ -105,6 +106,7 @@ fn openssl_on_memory_and_gnutls() {
     let agent = Agent::shared();
     let server = Server::start(
         "memory",
+        "python3",
         "import asyncio, ssl, sys
 c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); c.load_cert_chain('cert.pem', 'key.pem')
 async def talk(r, w):
@@ -119,4 +121,21 @@ asyncio.run(main())",
     );
     server.ask("wget", WGET, 20);
     check(agent, &server, "wget", 20, Attribution::Ciphertext);
+}
+
+#[test]
+fn http2_inside_node() {
+    let agent = Agent::shared();
+    let server = Server::start(
+        "http2",
+        "node",
+        "const http2 = require('http2'), fs = require('fs');
+const s = http2.createSecureServer({ key: fs.readFileSync('key.pem'), cert: fs.readFileSync('cert.pem') });
+s.on('stream', q => { q.respond({ ':status': 200, 'content-length': 5 }); q.end('hello'); });
+s.listen(+process.argv[1], '127.0.0.1', () => console.log('ready'));",
+    );
+    server.ask("curl", &["-sf", "--http2", "--cacert", "cert.pem"], 10);
+    check(agent, &server, "curl", 10, Attribution::Ciphertext);
+    let address = format!("127.0.0.1:{}", server.port);
+    assert!(agent.seen(&address, Side::Server).iter().all(|x| x.protocol == Protocol::Http2));
 }
