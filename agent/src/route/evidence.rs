@@ -44,8 +44,6 @@ pub struct Node {
     pub parent: u32,
     /// Paths that went through or ended here.
     pub count: u32,
-    /// Paths that ended here.
-    pub ends: u32,
     /// Bit set of the [`Shape`]s that came here, for a parameter.
     pub shapes: u16,
     /// New words below it that found no place, but for those of callers that brought too many.
@@ -81,17 +79,11 @@ impl Evidence {
             at = self.descend(at, segment, shape, witness, may_add, &mut new);
             self.count(at, 1);
         }
-        if let Some(node) = self.nodes.get_mut(at as usize) {
-            node.ends = node.ends.saturating_add(1);
-        }
         (at, new)
     }
 
     /// Adds `n` more of the path that ends at a node.
     pub fn again(&mut self, end: u32, n: u32) {
-        if let Some(node) = self.nodes.get_mut(end as usize) {
-            node.ends = node.ends.saturating_add(n);
-        }
         let mut at = end;
         while let Some(node) = self.nodes.get_mut(at as usize) {
             node.count = node.count.saturating_add(n);
@@ -186,16 +178,7 @@ impl Evidence {
 
 impl Node {
     fn new(parent: u32, first: Witness) -> Self {
-        Self {
-            children: FxHashMap::default(),
-            parameter: NONE,
-            parent,
-            count: 0,
-            ends: 0,
-            shapes: 0,
-            overflow: 0,
-            first,
-        }
+        Self { children: FxHashMap::default(), parameter: NONE, parent, count: 0, shapes: 0, overflow: 0, first }
     }
 }
 
