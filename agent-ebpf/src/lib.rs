@@ -124,6 +124,13 @@ impl Op {
     pub const GO_READ: u64 = 11;
     /// Go's `(*tls.Conn).Write`.
     pub const GO_WRITE: u64 = 12;
+    /// `int f(session, buffer, size, size_t *bytes)` behind `SSL_read`, `SSL_read_ex` and the library's own BIO: 1, or
+    /// what `SSL_read` returns.
+    pub const READ_INNER: u64 = 13;
+    /// The same behind `SSL_write`.
+    pub const WRITE_INNER: u64 = 14;
+    /// As `WRITE_INNER`, with flags before the last argument (OpenSSL 3.3).
+    pub const WRITE_INNER_FLAGS: u64 = 15;
 }
 
 /// Layouts of sessions that are kept.

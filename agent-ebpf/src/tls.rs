@@ -93,7 +93,7 @@ pub struct Call {
     session: u64,
     buffer: u64,
     size: u64,
-    /// Where the library puts the number of bytes, for the `_EX` kinds.
+    /// Where the library puts the number of bytes, for the `_EX` and `_INNER` kinds.
     moved: u64,
     /// The socket's plaintext, 0 while the call has not used one.
     plain: u64,
@@ -502,7 +502,7 @@ fn enter(ctx: &ProbeContext) {
     call.session = argument(ctx, 0);
     call.buffer = argument(ctx, 1);
     call.size = argument(ctx, 2);
-    call.moved = argument(ctx, 3);
+    call.moved = argument(ctx, if op == Op::WRITE_INNER_FLAGS { 4 } else { 3 });
     call.plain = 0;
     call.first = [0; 2];
     call.last = [0; 2];
@@ -566,8 +566,8 @@ fn leave(ctx: &ProbeContext, direction: u64) {
     let result = returned(ctx);
     let narrow = i64::from(result as i32);
     let bytes = match op {
-        Op::READ_EX | Op::WRITE_EX => {
-            let mut moved = 0i64;
+        Op::READ_EX | Op::WRITE_EX | Op::READ_INNER | Op::WRITE_INNER | Op::WRITE_INNER_FLAGS => {
+            let mut moved = if op <= Op::WRITE_EX { 0 } else { narrow };
             if narrow == 1 {
                 // SAFETY: the helper checks the address.
                 unsafe { bpf_probe_read_user((&raw mut moved).cast(), 8, call.moved as *const _) };
@@ -814,8 +814,8 @@ fn register(ctx: &ProbeContext, i: usize) -> u64 {
 /// Argument `i` of a function (System V ABI, AAPCS64).
 #[inline(always)]
 fn argument(ctx: &ProbeContext, i: usize) -> u64 {
-    // di, si, dx, cx.
-    const X86_64: [usize; 4] = [14, 13, 12, 11];
+    // di, si, dx, cx, r8.
+    const X86_64: [usize; 5] = [14, 13, 12, 11, 9];
     if setting!(arch) == 0 { register(ctx, X86_64[i]) } else { register(ctx, i) }
 }
 

@@ -1,9 +1,10 @@
-//! HTTPS by real programs: OpenSSL on the socket, OpenSSL on memory, GnuTLS; HTTP/2 in node.
+//! HTTPS by real programs: OpenSSL on the socket, on memory and through its BIO, GnuTLS; HTTP/2 in node.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    path::PathBuf,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use apiscope::exchange::{Attribution, Protocol, Scheme, Side};
@@ -29,13 +30,7 @@ impl Server {
     fn start(name: &str, interpreter: &str, code: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
-        let made = Command::new(program("openssl"))
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"])
-            .current_dir(&folder)
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.is_ok_and(|s| s.success()), "openssl makes a certificate");
+        certificate(&folder);
         let port = free_port();
         let mut child = Command::new(program(interpreter))
             .args([if interpreter == "node" { "-e" } else { "-c" }, code, &port.to_string()])
@@ -52,6 +47,28 @@ impl Server {
         Self { child, folder, port }
     }
 
+    /// `openssl s_server`, which answers with files.
+    fn s_server() -> Self {
+        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-s_server", std::process::id()));
+        std::fs::create_dir_all(folder.join("curl")).expect("a folder");
+        certificate(&folder);
+        for i in 0..20 {
+            std::fs::write(folder.join(format!("curl/{i}")), "hello").expect("a file");
+        }
+        let port = free_port();
+        let child = Command::new(program("openssl"))
+            .args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem", "-WWW", "-accept", &port.to_string()])
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let server = Self { child, folder, port };
+        wait_for(port);
+        server
+    }
+
     fn ask(&self, client: &str, arguments: &[&str], count: usize) {
         for i in 0..count {
             let done = Command::new(program(client))
@@ -62,6 +79,26 @@ impl Server {
                 .status();
             assert!(done.is_ok_and(|s| s.success()), "{client} gets its answer");
         }
+    }
+}
+
+/// Makes `cert.pem` and `key.pem` for this machine.
+fn certificate(folder: &Path) {
+    let made = Command::new(program("openssl"))
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(folder)
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.is_ok_and(|s| s.success()), "openssl makes a certificate");
+}
+
+/// Waits until something listens.
+fn wait_for(port: u16) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < end, "nothing listens on {port}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -121,6 +158,34 @@ asyncio.run(main())",
     );
     server.ask("wget", WGET, 20);
     check(agent, &server, "wget", 20, Attribution::Ciphertext);
+}
+
+/// Both ends read through the library's BIO, not by `SSL_read`; each call is seen once all the same.
+#[test]
+fn openssl_through_its_bio() {
+    let agent = Agent::shared();
+    let server = Server::s_server();
+    server.ask("curl", &["-sf", "--http1.1", "--cacert", "cert.pem"], 20);
+    let address = format!("127.0.0.1:{}", server.port);
+    let mut wanted: Vec<Want> =
+        (0..20).map(|i| Want { end: None, ..Want::any("GET", format!("/curl/{i}"), 200) }).collect();
+    for i in 0..5 {
+        let mut client = Command::new(program("openssl"))
+            .args(["s_client", "-quiet", "-connect", &address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl");
+        let mut input = client.stdin.take().expect("piped");
+        write!(input, "GET /curl/{i} HTTP/1.0\r\n\r\n").expect("written");
+        let status = client.wait().expect("a child");
+        drop(input);
+        assert!(status.success(), "s_client gets its answer");
+        wanted.push(Want { end: None, ..Want::any("GET", format!("/curl/{i}"), 200) });
+    }
+    agent.expect(&address, &wanted);
+    assert!(agent.seen(&address, Side::Server).iter().all(|x| x.attribution == Attribution::Nested));
 }
 
 #[test]

@@ -18,10 +18,11 @@ use std::{
 
 use agent_ebpf::{LAYOUTS, Layout, Op};
 use aya::maps::{Array, MapData};
+use object::ReadCacheOps;
 
 use super::{
     code,
-    elf::{Elf, Symbols},
+    elf::{Elf, Function, Symbols},
     mappings::{Mapping, Mappings},
     uprobe::{self, Link, Place, Program},
 };
@@ -31,7 +32,7 @@ const MAX_FILES: usize = 16_384;
 /// Longest time between two looks at whether the agent ends.
 const TURN: Duration = Duration::from_millis(100);
 
-/// Functions to probe: symbol and what it is.
+/// Functions to probe: symbol and what it is. See [`functions`] for the first four.
 const FUNCTIONS: [(&str, u64); 10] = [
     ("SSL_read", Op::READ),
     ("SSL_read_ex", Op::READ_EX),
@@ -190,7 +191,7 @@ impl Finder {
         }
         let layout = symbols.functions.get(ACCESSOR).and_then(|f| code::random_layout(elf.code(*f)));
         let number = layout.map_or(0, |layout| self.layout(layout));
-        let [entries, reads, writes] = places(&symbols, number);
+        let [entries, reads, writes] = places(&functions(&symbols, &elf), number);
         // The returns first: a return without its entry is nothing, an entry without its return would wait.
         let programs = &self.programs;
         let mut links = Vec::new();
@@ -253,16 +254,49 @@ impl Finder {
     }
 }
 
-/// Where to put probes: entries, returns of reading functions, returns of writing ones.
-fn places(symbols: &Symbols, layout: u64) -> [Vec<Place>; 3] {
-    let mut all = [Vec::new(), Vec::new(), Vec::new()];
+/// Offset and [`Op`] of the functions to probe. OpenSSL's BIO for TLS (`BIO_f_ssl`, which `openssl s_server` and others
+/// read through) calls what is behind `SSL_read` and `SSL_write`: where that is found it is probed in place of them, so
+/// that every call is seen once.
+fn functions<R: ReadCacheOps>(symbols: &Symbols, elf: &Elf<R>) -> Vec<(u64, u64)> {
+    let behind = |wrapper: &str, wide: &str| {
+        let inner_of = |name| {
+            let function = symbols.functions.get(name)?;
+            let inner = code::inner(elf.code(*function))?;
+            let offset = function.offset.checked_add_signed(inner.distance)?;
+            let target = elf.code(Function { offset, size: 0 });
+            (!target.is_empty() && !code::is_stub(target)).then_some((offset, inner.moved))
+        };
+        let (offset, moved) = inner_of(wrapper)?;
+        let other = symbols.functions.get(wide).and_then(|f| Some((f, code::first_call(elf.code(*f))?)));
+        let same = other.is_none_or(|(f, distance)| f.offset.checked_add_signed(distance) == Some(offset));
+        // With flags the wide one has a wrapper of its own in between.
+        (same || moved == 4).then_some((offset, moved))
+    };
+    let read = behind("SSL_read", "SSL_read_ex").filter(|(_, moved)| *moved == 3);
+    let write = behind("SSL_write", "SSL_write_ex");
+    let mut all = Vec::new();
     for (name, op) in FUNCTIONS {
         let Some(function) = symbols.functions.get(name) else { continue };
-        let place = Place { offset: function.offset, cookie: op | layout << 8 };
+        match (op, read, write) {
+            (Op::READ, Some((offset, _)), Some(_)) => all.push((offset, Op::READ_INNER)),
+            (Op::WRITE, Some(_), Some((offset, 4))) => all.push((offset, Op::WRITE_INNER_FLAGS)),
+            (Op::WRITE, Some(_), Some((offset, _))) => all.push((offset, Op::WRITE_INNER)),
+            (Op::READ_EX | Op::WRITE_EX, Some(_), Some(_)) => {}
+            _ => all.push((function.offset, op)),
+        }
+    }
+    all
+}
+
+/// Where to put probes: entries, returns of reading functions, returns of writing ones.
+fn places(functions: &[(u64, u64)], layout: u64) -> [Vec<Place>; 3] {
+    let mut all = [Vec::new(), Vec::new(), Vec::new()];
+    for (offset, op) in functions {
+        let place = Place { offset: *offset, cookie: op | layout << 8 };
         all[0].push(place);
-        match op {
+        match *op {
             Op::FREE => {}
-            Op::READ | Op::READ_EX | Op::READ_LONG => all[1].push(place),
+            Op::READ | Op::READ_EX | Op::READ_LONG | Op::READ_INNER => all[1].push(place),
             _ => all[2].push(place),
         }
     }
@@ -282,15 +316,11 @@ fn inside(pid: u32, path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::elf::Function;
 
     #[test]
     fn reads_and_writes_return_to_their_own_programs() {
-        let mut symbols = Symbols::default();
-        for (i, (name, _)) in FUNCTIONS.iter().enumerate() {
-            symbols.functions.insert(name, Function { offset: i as u64, size: 1 });
-        }
-        let [entries, reads, writes] = places(&symbols, 3);
+        let functions: Vec<(u64, u64)> = FUNCTIONS.iter().enumerate().map(|(i, (_, op))| (i as u64, *op)).collect();
+        let [entries, reads, writes] = places(&functions, 3);
         assert_eq!((entries.len(), reads.len(), writes.len()), (10, 3, 5));
         assert_eq!(reads[0], Place { offset: 0, cookie: Op::READ | 3 << 8 });
     }
