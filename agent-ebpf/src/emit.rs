@@ -12,12 +12,18 @@ use crate::{
     tls,
 };
 
-/// Adds to a counter of this CPU.
+/// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(which: u32) {
+    add(which, 1);
+}
+
+/// Adds `n` to a counter of this CPU.
+#[inline(always)]
+pub fn add(which: u32, n: u64) {
     if let Some(slot) = COUNTS.get_ptr_mut(which) {
         // SAFETY: a valid slot of this CPU's array.
-        unsafe { *slot += 1 }
+        unsafe { *slot += n }
     }
 }
 
@@ -156,11 +162,12 @@ fn open(work: &mut Work, connection: &mut Connection) -> bool {
     false
 }
 
-/// A TLS connection is over of which no plaintext was seen.
+/// A TLS connection is over; `read` when a library that is read carried it.
 #[inline(always)]
-pub fn sealed(work: &mut Work, connection: &Connection, pid: u32, received: u64, sent: u64) {
+pub fn sealed(work: &mut Work, connection: &Connection, pid: u32, read: bool, received: u64, sent: u64) {
     work.direction = 0;
-    header(work, connection, Kind::SEALED, if connection.state & maps::FRESH == 0 { Flag::LATE } else { 0 });
+    let late = if connection.state & maps::FRESH == 0 { Flag::LATE } else { 0 };
+    header(work, connection, Kind::SEALED, late | if read { Flag::DONE } else { 0 });
     work.record.pid = pid;
     work.record.message = received;
     work.record.body = sent;

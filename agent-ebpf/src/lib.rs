@@ -36,7 +36,8 @@ impl Kind {
     /// Frames of HTTP/2: see `http2.rs` of the kernel side. `index` numbers the records of a direction,
     /// `body` is what is still to come of the payload in which the record begins.
     pub const FRAMES: u8 = 7;
-    /// A TLS connection ended of which no plaintext was seen: bytes received in `message`, sent in `body`.
+    /// A TLS connection ended: bytes received in `message`, sent in `body`. With [`Flag::DONE`] a library that is
+    /// read carried it.
     pub const SEALED: u8 = 8;
 }
 
@@ -92,6 +93,13 @@ impl Tier {
     /// Not at all: the addresses are not known.
     pub const NONE: u8 = 3;
 }
+
+/// In the number of a session whose socket was not found: this bit, and its process.
+pub const WITHOUT_SOCKET: u64 = 1 << 63;
+/// Place of the process in such a number.
+pub const PID_SHIFT: u32 = 40;
+/// Numbers of processes end here on every architecture (`PID_MAX_LIMIT`).
+pub const PID_MASK: u64 = (1 << 22) - 1;
 
 /// Most bytes of a ServerHello that follow an [`Open`].
 pub const HELLO: usize = 128;
@@ -262,7 +270,7 @@ impl Count {
     pub const NOT_HTTP: u32 = 9;
     /// Responses to requests from before the agent.
     pub const JOINED_LATE: u32 = 10;
-    /// Connections that open with TLS.
+    /// Connections that open with TLS: read, unread, left out, or not over and nothing seen yet.
     pub const TLS: u32 = 11;
     /// Connections that speak HTTP/2.
     pub const HTTP2: u32 = 12;
@@ -274,12 +282,18 @@ impl Count {
     pub const TLS_BUSY: u32 = 15;
     /// Calls into TLS libraries, to be held against messages.
     pub const TLS_CALLS: u32 = 16;
-    /// TLS connections whose plaintext was seen.
+    /// TLS connections whose plaintext is seen, or that ended without any within calls that are.
     pub const TLS_READ: u32 = 17;
     /// Sessions without a socket.
     pub const TLS_UNBOUND: u32 = 18;
+    /// TLS connections that ended and whose plaintext was not seen.
+    pub const TLS_UNREAD: u32 = 19;
+    /// TLS connections that the rules leave out.
+    pub const TLS_LEFT_OUT: u32 = 20;
+    /// Bytes of ciphertext of those in `TLS_UNREAD`.
+    pub const TLS_UNREAD_BYTES: u32 = 21;
     /// Number of counters.
-    pub const LEN: u32 = 24;
+    pub const LEN: u32 = 32;
 }
 
 /// Kernel-struct offsets, resolved from BTF at load time, and what the agent wants. One read-only

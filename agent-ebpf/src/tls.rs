@@ -17,8 +17,9 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or};
 
-use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, Tier};
+use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Tier, WITHOUT_SOCKET};
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
@@ -59,7 +60,9 @@ pub struct Plain {
     tier: u8,
     /// The other end sends no more.
     eof: u8,
-    pad: [u8; 6],
+    /// What it was counted as: 0 while that is open, [`READ`], [`LEFT_OUT`].
+    counted: u8,
+    pad: [u8; 5],
 }
 
 /// Identity of a handshake at one end.
@@ -159,6 +162,15 @@ const DONE: u32 = 4;
 /// Set in addition where the ClientHello was sent, not received.
 const SENT: u32 = 8;
 
+/// Set in addition where a library that is read used the socket.
+const TRACED: u32 = 16;
+/// Bits of the stage that say nothing about the handshake.
+const MARKS: u32 = SENT | TRACED;
+
+/// [`Plain::counted`].
+const READ: u8 = 1;
+const LEFT_OUT: u8 = 2;
+
 /// Bytes of a TLS record's header.
 const HEADER: u64 = 5;
 /// Offset of the random in a ClientHello message: type, length, version.
@@ -245,7 +257,9 @@ fn start(
     connection.directions[usize::from(direction != 0)].message = bytes;
     connection.directions[usize::from(direction == 0)].message = 0;
     plain.times[usize::from(direction != 0)] = now;
-    note(id, direction, now);
+    if note(id, direction, now) {
+        connection.stage |= TRACED;
+    }
     true
 }
 
@@ -259,7 +273,7 @@ fn make(id: u64) -> Option<*mut Plain> {
             (&raw const PLAIN).cast_mut().cast(),
             (&raw const id).cast_mut().cast(),
             blank.cast_mut().cast(),
-            0,
+            u64::from(BPF_NOEXIST),
         )
     };
     if failed != 0 {
@@ -277,7 +291,10 @@ fn make(id: u64) -> Option<*mut Plain> {
 pub fn carry(connection: &mut Connection, bytes: u64, direction: u64, readable: bool, now: u64) {
     connection.directions[usize::from(direction != 0)].message += bytes;
     let nested = note(connection.tls, direction, now);
-    let stage = connection.stage & !SENT;
+    if nested {
+        connection.stage |= TRACED;
+    }
+    let stage = connection.stage & !MARKS;
     if stage == DONE {
         if !nested && let Some(plain) = PLAIN.get_ptr_mut(&connection.tls) {
             // SAFETY: map memory of this connection.
@@ -290,11 +307,11 @@ pub fn carry(connection: &mut Connection, bytes: u64, direction: u64, readable: 
     let plain = unsafe { &mut *plain };
     plain.times[usize::from(direction != 0)] = now;
     let from_client = (connection.stage & SENT != 0) == (direction != 0);
-    let sent = connection.stage & SENT;
+    let marks = connection.stage & MARKS;
     let (pointer, length) = if readable { first_buffer(bytes) } else { (0, 0) };
     let mut kind = 0u64;
     if length < HEADER {
-        connection.stage = DONE | sent;
+        connection.stage = DONE | marks;
         return;
     }
     // SAFETY: the helper checks the address.
@@ -310,14 +327,14 @@ pub fn carry(connection: &mut Connection, bytes: u64, direction: u64, readable: 
             let key = plain.key;
             let _ = HELLOS.insert(&key, connection.tls, 0);
         }
-        connection.stage = SERVER_RECORD | sent;
+        connection.stage = SERVER_RECORD | marks;
         return;
     }
     if from_client {
         return;
     }
     if stage == SERVER_RECORD && kind as u8 == 22 && bytes == HEADER {
-        connection.stage = SERVER_BODY | sent;
+        connection.stage = SERVER_BODY | marks;
         return;
     }
     let at = if stage == SERVER_BODY { 0 } else { HEADER };
@@ -332,7 +349,7 @@ pub fn carry(connection: &mut Connection, bytes: u64, direction: u64, readable: 
             plain.hello_len = n as u32;
         }
     }
-    connection.stage = DONE | sent;
+    connection.stage = DONE | marks;
 }
 
 /// The call that this thread is in, if any, used this socket. False where there is none.
@@ -430,19 +447,28 @@ pub fn forget(connection: &mut Connection) {
     let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
     // SAFETY: map memory of this connection.
     let plain = unsafe { &mut *plain };
-    if plain.tier == 0 {
-        if plain.connection.state & QUIET == 0
-            && let Some(work) = WORK.get_ptr_mut(2)
-        {
+    let left_out = plain.counted == 0 && plain.connection.state & QUIET != 0;
+    if plain.counted == LEFT_OUT || left_out {
+        if left_out {
+            emit::count(Count::TLS_LEFT_OUT);
+        }
+    } else {
+        let [received, sent] = &connection.directions;
+        // One that never said anything is not unread.
+        let read = plain.counted == READ || connection.stage & TRACED != 0;
+        if !read {
+            emit::count(Count::TLS_UNREAD);
+            emit::add(Count::TLS_UNREAD_BYTES, received.message + sent.message);
+        } else if plain.counted == 0 {
+            emit::count(Count::TLS_READ);
+        }
+        if let Some(work) = WORK.get_ptr_mut(2) {
             // SAFETY: this CPU's slot for these hooks.
             let work = unsafe { &mut *work };
             // SAFETY: no preconditions.
             work.now = unsafe { bpf_ktime_get_ns() };
-            let [received, sent] = &connection.directions;
-            emit::sealed(work, &plain.connection, plain.tgid, received.message, sent.message);
+            emit::sealed(work, &plain.connection, plain.tgid, read, received.message, sent.message);
         }
-    } else {
-        emit::count(Count::TLS_READ);
     }
     if plain.key.random[0] != 0 {
         let key = plain.key;
@@ -598,7 +624,12 @@ fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
         return;
     }
     let open = (plain.open.local_port, plain.open.remote_port);
-    if !conn::is_wanted(pid as u32, &mut plain.connection, || open) {
+    let wanted = conn::is_wanted(pid as u32, &mut plain.connection, || open);
+    if plain.counted == 0 && plain.tier != Tier::NONE {
+        plain.counted = if wanted { READ } else { LEFT_OUT };
+        emit::count(if wanted { Count::TLS_READ } else { Count::TLS_LEFT_OUT });
+    }
+    if !wanted {
         plain.connection.state |= QUIET;
         return;
     }
@@ -698,7 +729,8 @@ fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> Opti
     }
     // SAFETY: no preconditions.
     let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
-    let id = 1 << 63 | (cpu & 0x7f) << 56 | (now & ((1 << 56) - 1));
+    // The agent finds those of processes that are gone by it.
+    let id = WITHOUT_SOCKET | (pid & PID_MASK) << PID_SHIFT | ((now << 7 | cpu & 0x7f) & ((1 << PID_SHIFT) - 1));
     // SAFETY: map memory of this connection.
     unsafe {
         let plain = make(id)?;

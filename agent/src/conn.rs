@@ -54,6 +54,8 @@ pub trait Outside {
     fn identify(&mut self, pid: u32, comm: &str, local: &Peer, remote: &Peer) -> Identity;
     /// Takes a finished exchange.
     fn exchange(&mut self, exchange: Exchange);
+    /// A TLS connection of a process ended, with these bytes of ciphertext; `read` where its plaintext was.
+    fn sealed(&mut self, _pid: u32, _read: bool, _bytes: u64) {}
     /// Is this process gone?
     fn is_gone(&mut self, pid: u32) -> bool;
 }
@@ -233,7 +235,7 @@ impl Connections {
                 }
             }
             What::Eof => self.eof(event.conn, event.ts),
-            What::Sealed { .. } => self.stats.miss(Unread::Tls, 1),
+            What::Sealed { read, received, sent } => outside.sealed(event.pid, read, received.saturating_add(sent)),
         }
     }
 

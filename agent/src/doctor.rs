@@ -4,18 +4,20 @@
 
 mod container;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::fs;
 
 use serde::Serialize;
 
 use crate::{
     config::{Config, DoorSetting},
+    coverage::View,
     local,
     probe::{
         btf::Btf,
         door as probe,
         load::{self, Wanted},
     },
+    table,
 };
 
 /// Most processes that are listed.
@@ -32,8 +34,8 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Hooks, in the order in which they are tried.
     pub doors: Vec<Door>,
-    /// Processes with a TLS library.
-    pub tls: Vec<TlsProcess>,
+    /// Processes with a TLS library: as the running agent knows them, else what this user's agent would read.
+    pub tls: View,
 }
 
 /// One fact and what it means.
@@ -58,21 +60,6 @@ pub struct Door {
     /// It is the one that is used.
     pub chosen: bool,
     /// Why, or why not.
-    pub why: String,
-}
-
-/// A process that carries TLS.
-#[derive(Debug, Clone, Serialize)]
-pub struct TlsProcess {
-    /// Process.
-    pub pid: u32,
-    /// Executable.
-    pub exe: String,
-    /// Library.
-    pub library: String,
-    /// Its plaintext is read.
-    pub covered: bool,
-    /// Why not.
     pub why: String,
 }
 
@@ -112,7 +99,11 @@ pub fn examine() -> Report {
     let mut report = Report::judge(&facts());
     let socket = crate::config::Config::load(None).unwrap_or_default().agent.socket;
     report.checks.extend(container::Facts::collect(local::snapshot(&socket).ok().as_ref()).checks());
-    report.tls = tls_processes(Path::new("/proc"));
+    report.tls = match local::snapshot(&socket) {
+        Ok(snapshot) => snapshot.tls_coverage,
+        Err(_) => crate::probe::tls::look(),
+    };
+    report.tls.processes.truncate(MAX_PROCESSES);
     report
 }
 
@@ -296,10 +287,14 @@ impl Report {
                 door.why
             );
         }
-        out += &format!("\nprocesses with TLS: {}\n", if self.tls.is_empty() { "none found" } else { "" });
-        for p in &self.tls {
-            let covered = if p.covered { paint("32", "read") } else { paint("33", "not read") };
-            out += &format!("{:>8}  {covered}  {}  {}: {}\n", p.pid, p.exe, p.library, p.why);
+        let tls = &self.tls.processes;
+        out += &format!("\nprocesses with TLS: {}\n", if tls.is_empty() { "none found" } else { "" });
+        out += &table::tls_processes(tls, colour);
+        if self.tls.closed_processes > 0 {
+            out += &format!(
+                "{} processes may not be looked at: CAP_SYS_PTRACE would tell what they use\n",
+                self.tls.closed_processes
+            );
         }
         out += if self.can_capture {
             "\nplaintext HTTP can be captured here\n"
@@ -308,45 +303,6 @@ impl Report {
         };
         out
     }
-}
-
-/// Processes that map a TLS library, by the name of the mapped file.
-fn tls_processes(proc: &Path) -> Vec<TlsProcess> {
-    const LIBRARIES: [(&str, &str); 6] = [
-        ("libssl.so", "OpenSSL"),
-        ("libgnutls.so", "GnuTLS"),
-        ("libnss3.so", "NSS"),
-        ("libtls.so", "LibreSSL"),
-        ("libwolfssl.so", "wolfSSL"),
-        ("libjvm.so", "Java (JSSE)"),
-    ];
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let Ok(maps) = fs::read_to_string(entry.path().join("maps")) else { continue };
-        let exe = fs::read_link(entry.path().join("exe")).map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
-        let mapped = LIBRARIES
-            .iter()
-            .find(|(file, _)| maps.lines().any(|l| l.rsplit('/').next().is_some_and(|n| n.starts_with(file))));
-        let name = exe.rsplit('/').next().unwrap_or_default();
-        let library = match mapped {
-            Some((_, library)) => *library,
-            None if name == "node" => "OpenSSL inside node",
-            None => continue,
-        };
-        found.insert(pid, (exe, library));
-        if found.len() >= MAX_PROCESSES {
-            break;
-        }
-    }
-    found
-        .into_iter()
-        .map(|(pid, (exe, library))| {
-            let covered = library.starts_with("OpenSSL") || matches!(library, "LibreSSL" | "GnuTLS");
-            let why = if covered { "probes at the library's functions (Linux 6.6)" } else { "an unknown library" };
-            TlsProcess { pid, exe, library: library.into(), covered, why: why.into() }
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -43,8 +43,10 @@ pub enum What<'a> {
     },
     /// The other end of a unix connection sends no more.
     Eof,
-    /// A TLS connection is over of which no plaintext was seen: bytes of ciphertext.
+    /// A TLS connection is over: bytes of ciphertext.
     Sealed {
+        /// A library that is read carried it.
+        read: bool,
         /// By this end.
         received: u64,
         /// By this end.
@@ -221,7 +223,7 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
         }),
         Kind::ABORT => What::Abort { sent: message.sent },
         Kind::EOF => What::Eof,
-        Kind::SEALED => What::Sealed { received: record.message, sent: record.body },
+        Kind::SEALED => What::Sealed { read: flag(Flag::DONE), received: record.message, sent: record.body },
         other => return Err(BadRecord::Kind(other)),
     };
     Ok(Event { conn: record.conn, ts: record.ts, pid: record.pid, what })

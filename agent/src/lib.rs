@@ -24,6 +24,7 @@ pub mod aggregate;
 pub mod authorization;
 pub mod config;
 pub mod conn;
+pub mod coverage;
 pub mod cyclonedx;
 pub mod detect;
 pub mod doctor;

@@ -141,7 +141,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
         ring_bytes: config.limits.ring_bytes,
         door: config.capture.door,
     };
-    let (kernel, reader) = Kernel::start(wanted)?;
+    let (kernel, reader) = Kernel::start(wanted, &stats.coverage)?;
     stats::return_memory();
     log::info!("every probe is attached");
     let pods = Arc::default();
@@ -505,6 +505,7 @@ impl Capture {
     }
 
     fn publish(&mut self) {
+        self.kernel.report(&self.inner.stats);
         let inner = &mut self.inner;
         if let Some(detectors) = &inner.detectors
             && inner.coverage.0.is_none_or(|at| at.elapsed() > COVERAGE)
@@ -536,6 +537,7 @@ impl Capture {
             live,
             lasting,
             findings: self.inner.detectors.as_ref().map(Engine::view).unwrap_or_default(),
+            tls_coverage: self.inner.stats.coverage().view(),
             coverage: self.inner.coverage.1.clone(),
         };
         let mut latest = self.shared.latest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -624,6 +626,10 @@ impl Outside for Inner {
             }
             None => self.take(&exchange),
         }
+    }
+
+    fn sealed(&mut self, pid: u32, read: bool, bytes: u64) {
+        self.stats.coverage().ended(pid, read, bytes);
     }
 
     fn is_gone(&mut self, pid: u32) -> bool {

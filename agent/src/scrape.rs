@@ -20,7 +20,10 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::stats::{self, Loss, Stats, Unnamed, Unread};
+use crate::{
+    coverage::{Reason, Sum},
+    stats::{self, Loss, Stats, Unnamed, Unread},
+};
 
 /// A client that does not ask or read within this time is left.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -143,6 +146,40 @@ pub fn text(stats: &Stats) -> String {
     family("apiscope_capture_lost_total", "counter", "Exchanges, or parts of them, that are missing.", &lost);
     let unread: Vec<_> = Unread::ALL.iter().map(|&r| by("reason", r.name(), stats.unread(r))).collect();
     family("apiscope_capture_unread_total", "counter", "What was seen and not read.", &unread);
+    let tls = stats.tls();
+    let states =
+        [by("state", "read", tls.read), by("state", "unread", tls.unread), by("state", "left_out", tls.left_out)];
+    family("apiscope_tls_connections_total", "counter", "TLS connections, by whether they are read.", &states);
+    let open = tls.connections.saturating_sub(tls.read + tls.unread + tls.left_out);
+    family(
+        "apiscope_tls_connections_undecided",
+        "gauge",
+        "Open TLS connections of which nothing was read.",
+        &one(open as f64),
+    );
+    let bytes = tls.unread_bytes as f64;
+    family(
+        "apiscope_tls_unread_bytes_total",
+        "counter",
+        "Ciphertext of TLS connections that were not read.",
+        &one(bytes),
+    );
+    family("apiscope_tls_calls_total", "counter", "Calls of TLS libraries that were read.", &one(tls.calls as f64));
+    let without = tls.sessions_without_socket as f64;
+    family("apiscope_tls_sessions_without_socket_total", "counter", "Sessions read without addresses.", &one(without));
+    let sums = stats.coverage().view().libraries;
+    let labels =
+        |s: &Sum| format!("{{library=\"{}\",reason=\"{}\"}}", s.library.label(), s.reason.map_or("", Reason::label));
+    let processes: Vec<_> = sums.iter().map(|s| (labels(s), s.processes as f64)).collect();
+    family(
+        "apiscope_tls_processes",
+        "gauge",
+        "Processes with a TLS library; reason says why it is not read.",
+        &processes,
+    );
+    let unread: Vec<_> =
+        sums.iter().filter(|s| s.reason.is_some()).map(|s| (labels(s), s.connections.unread as f64)).collect();
+    family("apiscope_tls_unread_connections_total", "counter", "TLS connections that were not read, by why.", &unread);
     let unnamed: Vec<_> = Unnamed::ALL.iter().map(|&r| by("reason", r.name(), stats.unnamed_by(r))).collect();
     family("apiscope_identity_unnamed_total", "counter", "Ends of exchanges without their pod.", &unnamed);
     let sides = [by("side", "server", get(&stats.exchanges[0])), by("side", "client", get(&stats.exchanges[1]))];

@@ -3,10 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::coverage::Coverage;
 
 macro_rules! counters {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
@@ -136,10 +141,34 @@ pub struct Stats {
     pub kernel_ns: AtomicU64,
     /// See `kernel_ns`.
     pub kernel_runs: AtomicU64,
+    /// In the order of [`TlsTotals`].
+    tls: [AtomicU64; 7],
+    /// Whose TLS is read.
+    pub coverage: Arc<Mutex<Coverage>>,
     /// Set when every probe is attached.
     pub ready: AtomicBool,
     /// When the capture thread last came to its housekeeping, ms of [`uptime_ms`]; 0 before.
     beat: AtomicU64,
+}
+
+/// TLS connections and what became of them, since the start: those recognised are `read`, `unread`, `left_out`, or open
+/// with nothing said so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsTotals {
+    /// Connections whose first bytes were a TLS record, or one that was carried by a library that is read.
+    pub connections: u64,
+    /// Of which a library that is read carried the plaintext.
+    pub read: u64,
+    /// Of which it did not, and which are over.
+    pub unread: u64,
+    /// Of processes, ports or sides that the rules leave out.
+    pub left_out: u64,
+    /// Ciphertext of those in `unread`, bytes of both directions.
+    pub unread_bytes: u64,
+    /// Calls of TLS libraries that were looked at.
+    pub calls: u64,
+    /// Sessions that were read though their socket was not found; that socket's connection counts as unread.
+    pub sessions_without_socket: u64,
 }
 
 /// The counters at one moment, for output.
@@ -151,6 +180,9 @@ pub struct Totals {
     pub losses: BTreeMap<String, u64>,
     /// Unread by reason since the start.
     pub unread: BTreeMap<String, u64>,
+    /// TLS connections.
+    #[serde(default)]
+    pub tls: TlsTotals,
     /// Ends of exchanges without the name of their pod, by reason since the start.
     #[serde(default)]
     pub unnamed: BTreeMap<String, u64>,
@@ -198,6 +230,8 @@ impl Default for Stats {
             exports: AtomicU64::new(0),
             kernel_ns: AtomicU64::new(0),
             kernel_runs: AtomicU64::new(0),
+            tls: [const { AtomicU64::new(0) }; 7],
+            coverage: Arc::default(),
             ready: AtomicBool::new(false),
             beat: AtomicU64::new(0),
         }
@@ -235,6 +269,26 @@ impl Stats {
         self.unread[reason as usize].load(Ordering::Relaxed)
     }
 
+    /// Whose TLS is read.
+    pub fn coverage(&self) -> MutexGuard<'_, Coverage> {
+        self.coverage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets what the kernel side adds up.
+    pub fn set_tls(&self, t: TlsTotals) {
+        let all = [t.connections, t.read, t.unread, t.left_out, t.unread_bytes, t.calls, t.sessions_without_socket];
+        for (counter, n) in self.tls.iter().zip(all) {
+            counter.store(n, Ordering::Relaxed);
+        }
+    }
+
+    /// TLS connections since the start.
+    pub fn tls(&self) -> TlsTotals {
+        let [connections, read, unread, left_out, unread_bytes, calls, sessions_without_socket] =
+            self.tls.each_ref().map(|n| n.load(Ordering::Relaxed));
+        TlsTotals { connections, read, unread, left_out, unread_bytes, calls, sessions_without_socket }
+    }
+
     /// The capture thread is at work.
     pub fn beat(&self) {
         self.beat.store(uptime_ms().max(1), Ordering::Relaxed);
@@ -270,6 +324,7 @@ impl Stats {
                 .into(),
             losses: Loss::ALL.iter().map(|&r| (r.name().to_owned(), self.lost(r))).collect(),
             unread: Unread::ALL.iter().map(|&r| (r.name().to_owned(), self.unread(r))).collect(),
+            tls: self.tls(),
             unnamed: Unnamed::ALL.iter().map(|&r| (r.name().to_owned(), get(&self.unnamed[r as usize]))).collect(),
             kubernetes_failed: get(&self.kubernetes_failed),
             pods: get(&self.pods),

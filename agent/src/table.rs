@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     aggregate::EndpointView,
+    coverage::{Process, View},
     detect::{Coverage, Finding, Readiness, State},
     stats::Totals,
 };
@@ -42,6 +43,9 @@ pub struct Snapshot {
     /// Findings, the open and most severe first.
     #[serde(default)]
     pub findings: Vec<Finding>,
+    /// Whose TLS is read, and whose is not and why.
+    #[serde(default)]
+    pub tls_coverage: View,
     /// Which detectors are armed, learning or blind.
     #[serde(default)]
     pub coverage: Arc<Vec<Coverage>>,
@@ -183,6 +187,10 @@ pub fn table(snapshot: &Snapshot, style: Style) -> String {
     let unread = reasons(&totals.unread);
     let _ =
         writeln!(out, "{lost_text}{}", if unread.is_empty() { String::new() } else { format!("  not read: {unread}") });
+    let tls = &totals.tls;
+    if tls.connections > 0 {
+        let _ = writeln!(out, "{}", fit(&tls_line(snapshot), style.width.max(40)).trim_end());
+    }
     if !snapshot.lasting.is_empty() {
         let _ = writeln!(out, "open for more than a second: {}", reasons(&snapshot.lasting));
     }
@@ -200,6 +208,61 @@ pub fn table(snapshot: &Snapshot, style: Style) -> String {
     out += &rows(&snapshot.endpoints, style);
     if snapshot.endpoints.is_empty() {
         let _ = writeln!(out, "waiting for HTTP requests …");
+    }
+    out
+}
+
+/// TLS connections in one line: how many are read, and who carries those that are not.
+fn tls_line(snapshot: &Snapshot) -> String {
+    let tls = &snapshot.totals.tls;
+    let mut out = format!("TLS connections: {} read, {} not read", tls.read, tls.unread);
+    if tls.unread > 0 {
+        let _ = write!(out, " ({})", bytes(tls.unread_bytes));
+    }
+    let unread = |p: &&Process| p.connections.unread > 0;
+    for (i, p) in snapshot.tls_coverage.processes.iter().filter(unread).take(3).enumerate() {
+        let name = p.exe.rsplit('/').next().unwrap_or_default();
+        let why = p.libraries.iter().find(|f| f.reason.is_some()).map_or("nothing known in it", |f| f.library.name());
+        let _ = write!(out, "{}{name}[{}] {} ({why})", if i == 0 { ": " } else { ", " }, p.pid, p.connections.unread);
+    }
+    out
+}
+
+/// Bytes with a unit: `4.2 KiB`.
+#[must_use]
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.*} {}", usize::from(unit > 0), UNITS[unit])
+}
+
+/// Processes with TLS, one a line.
+#[must_use]
+pub fn tls_processes(processes: &[Process], colour: bool) -> String {
+    let paint = |code: &str, text: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let mut out = String::new();
+    for p in processes {
+        let covered = if p.covered { paint("32", "read    ") } else { paint("33", "not read") };
+        let names: Vec<String> = p
+            .libraries
+            .iter()
+            .map(|f| format!("{} {}", f.library.name(), f.version.as_deref().unwrap_or_default()).trim_end().to_owned())
+            .collect();
+        let names = if names.is_empty() { "no known TLS library in its files".to_owned() } else { names.join(", ") };
+        let _ = write!(out, "{:>8}  {covered}  {}  {}", p.pid, printable(&p.exe), printable(&names));
+        if let Some(reason) = p.reason() {
+            let _ = write!(out, ": {}", reason.text());
+        }
+        let c = p.connections;
+        if c.read + c.unread > 0 {
+            let _ = write!(out, "; connections: {} read, {} not ({})", c.read, c.unread, bytes(c.unread_bytes));
+        }
+        out.push('\n');
     }
     out
 }
@@ -379,5 +442,23 @@ mod tests {
         assert!(!plain.contains('\x1b') && plain.contains("50.0"), "{plain}");
         assert!(lines(&snapshot).starts_with("service=\"a b\" side=server method=GET route="));
         assert_eq!(json_lines(&snapshot).lines().count(), 1);
+    }
+
+    #[test]
+    fn tls_that_is_not_read_is_named() {
+        use crate::coverage::{Coverage, Found, Library, Reason};
+        let mut coverage = Coverage::default();
+        coverage.runs(7, "/usr/bin/java");
+        coverage.found(7, &Found { library: Library::Jsse, version: None, reason: Some(Reason::CompiledAtRunTime) });
+        coverage.ended(7, false, 5000);
+        let mut snapshot = Snapshot { tls_coverage: coverage.view(), ..Snapshot::default() };
+        assert!(!table(&snapshot, Style { colour: false, width: 120, height: 24 }).contains("TLS"));
+        snapshot.totals.tls.connections = 1;
+        snapshot.totals.tls.unread = 1;
+        snapshot.totals.tls.unread_bytes = 5000;
+        let text = table(&snapshot, Style { colour: false, width: 120, height: 24 });
+        assert!(text.contains("TLS connections: 0 read, 1 not read (4.9 KiB): java[7] 1 (Java JSSE)"), "{text}");
+        let list = tls_processes(&snapshot.tls_coverage.processes, false);
+        assert!(list.contains("not read  /usr/bin/java  Java JSSE: compiled at run time"), "{list}");
     }
 }

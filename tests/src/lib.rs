@@ -8,6 +8,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod fuzz;
 pub mod peer;
+pub mod tls;
 
 pub use agent::{Agent, Want};
 pub use peer::{Call, Step, perform, play, play_many};

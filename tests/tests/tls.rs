@@ -2,13 +2,15 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use apiscope::exchange::{Attribution, Protocol, Scheme, Side};
-use apiscope_tests::{Agent, Want, free_port, program};
+use apiscope_tests::{
+    Agent, Want, free_port, program,
+    tls::{certificate, wait_for},
+};
 
 /// A server that ends with its test, and its certificate.
 struct Server {
@@ -79,26 +81,6 @@ impl Server {
                 .status();
             assert!(done.is_ok_and(|s| s.success()), "{client} gets its answer");
         }
-    }
-}
-
-/// Makes `cert.pem` and `key.pem` for this machine.
-fn certificate(folder: &Path) {
-    let made = Command::new(program("openssl"))
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"])
-        .current_dir(folder)
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.is_ok_and(|s| s.success()), "openssl makes a certificate");
-}
-
-/// Waits until something listens.
-fn wait_for(port: u16) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "nothing listens on {port}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

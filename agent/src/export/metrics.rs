@@ -10,7 +10,7 @@ use std::{
 use anyhow::bail;
 use opentelemetry::{
     KeyValue,
-    metrics::{BoundHistogram, Histogram, MeterProvider as _},
+    metrics::{BoundHistogram, Histogram, Meter, MeterProvider as _},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -24,6 +24,7 @@ use opentelemetry_sdk::{
 use super::{MAX_WORKLOADS, resource::resource, variable};
 use crate::{
     aggregate::{Recorder, SeriesKey, SeriesSink},
+    coverage::{Reason, Sum},
     exchange::{self, Api, Exchange, Side},
     stats::{Loss, Stats, Unnamed, Unread},
     status,
@@ -234,6 +235,7 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
         .with_unit("{export}")
         .with_callback(move |o| o.observe(failed.exports_failed.load(Ordering::Relaxed), &[]))
         .build();
+    observe_tls(&meter, stats);
     let (open, unsent) = (stats.clone(), stats.clone());
     let _ = meter
         .u64_observable_gauge("apiscope.finding.count")
@@ -258,6 +260,67 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
         .u64_observable_gauge("apiscope.agent.memory.usage")
         .with_unit("By")
         .with_callback(|o| o.observe(crate::stats::usage().1, &[]))
+        .build();
+}
+
+/// TLS connections, and who carries them.
+fn observe_tls(meter: &Meter, stats: &Arc<Stats>) {
+    let (states, undecided, bytes, calls, without, sums, unread) =
+        (stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone());
+    let _ = meter
+        .u64_observable_counter("apiscope.tls.connections")
+        .with_unit("{connection}")
+        .with_callback(move |o| {
+            let tls = states.tls();
+            for (state, n) in [("read", tls.read), ("unread", tls.unread), ("left_out", tls.left_out)] {
+                o.observe(n, &[KeyValue::new("state", state)]);
+            }
+        })
+        .build();
+    let _ = meter
+        .u64_observable_gauge("apiscope.tls.connections.undecided")
+        .with_unit("{connection}")
+        .with_callback(move |o| {
+            let tls = undecided.tls();
+            o.observe(tls.connections.saturating_sub(tls.read + tls.unread + tls.left_out), &[]);
+        })
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.tls.unread.bytes")
+        .with_unit("By")
+        .with_callback(move |o| o.observe(bytes.tls().unread_bytes, &[]))
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.tls.calls")
+        .with_unit("{call}")
+        .with_callback(move |o| o.observe(calls.tls().calls, &[]))
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.tls.sessions_without_socket")
+        .with_unit("{session}")
+        .with_callback(move |o| o.observe(without.tls().sessions_without_socket, &[]))
+        .build();
+    let labels = |sum: &Sum| {
+        let reason = sum.reason.map_or("", Reason::label);
+        [KeyValue::new("library", sum.library.label()), KeyValue::new("reason", reason)]
+    };
+    let _ = meter
+        .u64_observable_gauge("apiscope.tls.processes")
+        .with_unit("{process}")
+        .with_callback(move |o| {
+            for sum in sums.coverage().view().libraries {
+                o.observe(sum.processes, &labels(&sum));
+            }
+        })
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.tls.unread.connections")
+        .with_unit("{connection}")
+        .with_callback(move |o| {
+            for sum in unread.coverage().view().libraries.iter().filter(|s| s.reason.is_some()) {
+                o.observe(sum.connections.unread, &labels(sum));
+            }
+        })
         .build();
 }
 

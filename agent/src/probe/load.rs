@@ -1,6 +1,9 @@
 //! Loads and attaches the eBPF programs.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    sync::{Arc, Mutex},
+};
 
 use agent_ebpf::{Count, Settings};
 use anyhow::{Context as _, bail};
@@ -14,13 +17,15 @@ use aya_log::EbpfLogger;
 use super::{
     btf::Btf,
     door::{Attachment, Door, Hook, LIFE},
+    orphans::Orphans,
     ring::Reader,
     tls::{Programs, Tls},
     uprobe,
 };
 use crate::{
     config::DoorSetting,
-    stats::{Loss, Stats, Unread},
+    coverage::Coverage,
+    stats::{Loss, Stats, TlsTotals, Unread},
 };
 
 /// The object that `cargo xtask build --ebpf` makes of `agent-ebpf`.
@@ -134,17 +139,17 @@ pub fn settings(btf: &Btf, wanted: Wanted) -> anyhow::Result<Settings> {
 
 impl Kernel {
     /// Loads and attaches everything, through the first of the wanted doors that this kernel offers. The
-    /// second value is the reader of the records.
+    /// second value is the reader of the records. Whose TLS is read goes to `coverage`.
     ///
     /// # Errors
     /// Names what the kernel or the privileges lack, door by door.
-    pub fn start(wanted: Wanted) -> anyhow::Result<(Self, Reader)> {
+    pub fn start(wanted: Wanted, coverage: &Arc<Mutex<Coverage>>) -> anyhow::Result<(Self, Reader)> {
         let types = Btf::from_kernel()?;
         let settings = settings(&types, wanted)?;
         let mut refusals = Vec::new();
         for door in Door::wanted(wanted.door) {
             let tried = match door.offered(&types) {
-                Ok(attachments) => Self::enter(door, &attachments, settings, wanted.ring_bytes),
+                Ok(attachments) => Self::enter(door, &attachments, settings, wanted.ring_bytes, coverage),
                 Err(lack) => Err(anyhow::anyhow!(lack)),
             };
             match tried {
@@ -175,6 +180,7 @@ impl Kernel {
         attachments: &[Attachment],
         settings: Settings,
         ring_bytes: u32,
+        coverage: &Arc<Mutex<Coverage>>,
     ) -> anyhow::Result<(Self, Reader)> {
         let (mut ebpf, programs) = Self::load(door, attachments, settings, ring_bytes)?;
         let take = |ebpf: &mut Ebpf, name: &str| {
@@ -204,10 +210,14 @@ impl Kernel {
                 .with_context(|| format!("failed to attach {program} to {hook}"))?;
         }
         // Without these the agent still sees what is in plaintext.
-        match uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], &fds) {
-            Ok([enter, read, write]) => kernel.tls = Some(Tls::start(Programs { enter, read, write, layouts })),
-            Err(e) => log::warn!("TLS is not read: {e:#}"),
-        }
+        let programs = match uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], &fds) {
+            Ok([enter, read, write]) => Some(Programs { enter, read, write, layouts }),
+            Err(e) => {
+                log::warn!("TLS is not read: {e:#}");
+                None
+            }
+        };
+        kernel.tls = Some(Tls::start(programs, orphans(&kernel.ebpf), coverage.clone()));
         Ok((kernel, Reader::new(ring)))
     }
 
@@ -287,9 +297,19 @@ impl Kernel {
             (Unread::NotHttp, of(Count::NOT_HTTP)),
             (Unread::JoinedLate, of(Count::JOINED_LATE)),
             (Unread::DeepPipeline, of(Count::PIPELINE_FULL)),
+            (Unread::Tls, of(Count::TLS_UNREAD)),
         ] {
             stats.set_unread(reason, total);
         }
+        stats.set_tls(TlsTotals {
+            connections: of(Count::TLS),
+            read: of(Count::TLS_READ),
+            unread: of(Count::TLS_UNREAD),
+            left_out: of(Count::TLS_LEFT_OUT),
+            unread_bytes: of(Count::TLS_UNREAD_BYTES),
+            calls: of(Count::TLS_CALLS),
+            sessions_without_socket: of(Count::TLS_UNBOUND),
+        });
     }
 
     /// By program: its name, its runs and their time (ns; both while `kernel.bpf_stats_enabled` is 1), and
@@ -354,6 +374,12 @@ fn attach(ebpf: &mut Ebpf, program: &str, hook: Hook) -> anyhow::Result<()> {
         Hook::Probe(name) | Hook::ReturnProbe(name) => <&mut KProbe>::try_from(p)?.attach(name, 0).map(|_| ())?,
     }
     Ok(())
+}
+
+/// Looks after the map of plaintexts.
+fn orphans(ebpf: &Ebpf) -> Option<Orphans> {
+    let Map::HashMap(data) = ebpf.map("PLAIN")? else { return None };
+    Some(Orphans::new(data.fd().as_fd().try_clone_to_owned().ok()?))
 }
 
 /// Descriptors of the maps, for programs that are loaded without aya.

@@ -1,19 +1,21 @@
 //! Finds the TLS libraries of all processes and attaches the probes: at start from `/proc`, then as the kernel
 //! reports new executable mappings. A file is probed once, whatever number of processes map it, and well-known
-//! libraries are probed before anybody uses them, so that a process that lives for milliseconds is seen too.
+//! libraries are probed before anybody uses them, so that a process that lives for milliseconds is seen too. What is
+//! found in each process, read or not, goes to [`Coverage`].
 //!
-//! Kept: [`MAX_FILES`] files. What does not fit is logged.
+//! Kept: [`MAX_FILES`] files. What does not fit is reported as not read.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use agent_ebpf::{LAYOUTS, Layout, Op};
@@ -23,17 +25,22 @@ use object::ReadCacheOps;
 use super::{
     code,
     elf::{Elf, Function, Symbols},
+    library,
     mappings::{Mapping, Mappings},
+    orphans::Orphans,
     uprobe::{self, Link, Place, Program},
 };
+use crate::coverage::{Coverage, Found, Reason, View};
 
 /// Most files that are remembered.
 const MAX_FILES: usize = 16_384;
 /// Longest time between two looks at whether the agent ends.
 const TURN: Duration = Duration::from_millis(100);
+/// Time between two looks at which processes there are: forked ones map nothing new.
+const CENSUS: Duration = Duration::from_secs(5);
 
 /// Functions to probe: symbol and what it is. See [`functions`] for the first four.
-const FUNCTIONS: [(&str, u64); 10] = [
+const FUNCTIONS: [(&str, u64); 15] = [
     ("SSL_read", Op::READ),
     ("SSL_read_ex", Op::READ_EX),
     ("SSL_write", Op::WRITE),
@@ -44,16 +51,21 @@ const FUNCTIONS: [(&str, u64); 10] = [
     ("gnutls_record_send", Op::WRITE_LONG),
     ("gnutls_record_send2", Op::WRITE_LONG),
     ("gnutls_deinit", Op::FREE),
+    ("PR_Read", Op::READ_ANY),
+    ("PR_Recv", Op::READ_ANY),
+    ("PR_Write", Op::WRITE_ANY),
+    ("PR_Send", Op::WRITE_ANY),
+    ("PR_Close", Op::FREE),
 ];
 /// Tells where a session keeps its client random.
 const ACCESSOR: &str = "SSL_get_client_random";
 /// Parts of the names of libraries that are worth a look inside; executables always are.
-const NAMES: [&str; 4] = ["ssl", "tls", "node", "crypto"];
+const NAMES: [&str; 7] = ["ssl", "tls", "node", "crypto", "nspr", "libjvm", "s2n"];
 /// Folders whose libraries are probed before anybody uses them.
 const FOLDERS: [&str; 6] =
     ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/usr/local/lib"];
 /// Starts of the names of those libraries.
-const WELL_KNOWN: [&str; 2] = ["libssl.so", "libgnutls.so"];
+const WELL_KNOWN: [&str; 3] = ["libssl.so", "libgnutls.so", "libnspr4.so"];
 /// Executables that have the library inside, and start too often for the first connections to be missed.
 const EXECUTABLES: [&str; 2] = ["/usr/bin/node", "/usr/local/bin/node"];
 
@@ -76,11 +88,12 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Probes what is there and goes on with what comes.
-    pub fn start(programs: Programs) -> Self {
+    /// Probes what is there and goes on with what comes. Without `programs` it only looks.
+    pub fn start(programs: Option<Programs>, orphans: Option<Orphans>, coverage: Arc<Mutex<Coverage>>) -> Self {
         // Before the scan: nothing may come between the two.
         let mappings = Mappings::open();
-        let mut finder = Finder { programs, files: HashMap::new(), next_layout: 0 };
+        let mut finder = Finder::new(programs, Reason::NoProbes, coverage);
+        finder.orphans = orphans;
         finder.scan();
         let over = Arc::new(AtomicBool::new(false));
         let ends = over.clone();
@@ -99,6 +112,23 @@ impl Tls {
     }
 }
 
+/// Whose TLS an agent with the right privileges would read: a look that attaches nothing.
+#[must_use]
+pub fn look() -> View {
+    let coverage = Arc::<Mutex<Coverage>>::default();
+    let mut finder = Finder::new(None, Reason::NoProbes, coverage.clone());
+    finder.would_be_read = true;
+    finder.scan();
+    let pids: Vec<u32> = processes().collect();
+    for pid in pids {
+        if finder.coverage().is_unexplained(pid) {
+            finder.puzzle(pid);
+        }
+    }
+    let view = finder.coverage().view();
+    view
+}
+
 impl Drop for Tls {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
@@ -112,109 +142,232 @@ impl Drop for Tls {
 /// A file as the kernel names it.
 type Key = (u64, u64);
 
+/// A file that was looked at, with its probes.
+#[derive(Default)]
+struct Looked {
+    found: Option<Found>,
+    _links: Vec<Link>,
+}
+
 struct Finder {
-    programs: Programs,
-    /// Files that were looked at, with their probes.
-    files: HashMap<Key, Vec<Link>>,
+    programs: Option<Programs>,
+    /// What stands in the way when there are no programs.
+    without: Reason,
+    /// Nothing is probed, and what would be is reported as read.
+    would_be_read: bool,
+    files: HashMap<Key, Looked>,
+    /// What the texts of executables say.
+    texts: HashMap<Key, Option<Found>>,
     next_layout: u32,
+    coverage: Arc<Mutex<Coverage>>,
+    orphans: Option<Orphans>,
+    next_census: Instant,
 }
 
 impl Finder {
+    fn new(programs: Option<Programs>, without: Reason, coverage: Arc<Mutex<Coverage>>) -> Self {
+        Self {
+            programs,
+            without,
+            would_be_read: false,
+            files: HashMap::new(),
+            texts: HashMap::new(),
+            next_layout: 0,
+            coverage,
+            orphans: None,
+            next_census: Instant::now() + CENSUS,
+        }
+    }
+
+    fn coverage(&self) -> MutexGuard<'_, Coverage> {
+        self.coverage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Looks at well-known libraries and at all processes.
     fn scan(&mut self) {
         for folder in FOLDERS {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 if WELL_KNOWN.iter().any(|start| name.to_string_lossy().starts_with(start)) {
-                    self.look(&entry.path());
+                    // One that cannot be opened is nobody's so far.
+                    let _ = self.look(&entry.path());
                 }
             }
         }
         for path in EXECUTABLES {
-            self.look(Path::new(path));
+            let _ = self.look(Path::new(path));
         }
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            if let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) {
-                self.process(pid);
-            }
+        for pid in processes() {
+            self.process(pid);
         }
     }
 
-    /// Looks at what a process maps.
-    fn process(&mut self, pid: u32) {
-        if pid == std::process::id() {
-            return;
+    /// Which processes are there? New ones are looked at, those that are gone forgotten.
+    fn census(&mut self) {
+        self.next_census = Instant::now() + CENSUS;
+        let there: HashSet<u32> = processes().collect();
+        let mut closed = 0;
+        for pid in &there {
+            if !self.coverage().knows(*pid) {
+                closed += u64::from(!self.process(*pid));
+            }
         }
-        self.look(Path::new(&format!("/proc/{pid}/exe")));
-        let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/maps")) else { return };
+        self.coverage().retain(|pid| there.contains(&pid), closed);
+        if let Some(orphans) = &mut self.orphans {
+            orphans.remove(|pid| there.contains(&pid));
+        }
+    }
+
+    /// Looks at what a process maps. False when it may not be looked at.
+    fn process(&mut self, pid: u32) -> bool {
+        if pid == std::process::id() {
+            return true;
+        }
+        let exe = match fs::read_link(format!("/proc/{pid}/exe")) {
+            Ok(exe) => exe,
+            // A thread of the kernel, or gone.
+            Err(e) => return e.kind() != io::ErrorKind::PermissionDenied,
+        };
+        self.executable(pid, &exe);
+        let Ok(maps) = fs::read_to_string(format!("/proc/{pid}/maps")) else { return true };
         for line in maps.lines() {
             // address perms offset dev inode path
             let mut fields = line.splitn(6, ' ');
-            if !fields.nth(1).is_some_and(|p| p.contains('x')) {
+            let range = fields.next().unwrap_or_default();
+            if !fields.next().is_some_and(|p| p.contains('x')) {
                 continue;
             }
             if let Some(path) = fields.nth(3).map(str::trim_start).filter(|p| p.starts_with('/') && is_likely(p)) {
-                self.look(&inside(pid, path));
+                self.library(pid, path, Some(range));
             }
+        }
+        true
+    }
+
+    /// A process runs a file.
+    fn executable(&mut self, pid: u32, exe: &Path) {
+        let name = exe.to_string_lossy();
+        self.coverage().runs(pid, name.trim_end_matches(" (deleted)"));
+        if let Ok(Some(found)) = self.look(Path::new(&format!("/proc/{pid}/exe"))) {
+            self.coverage().found(pid, &found);
         }
     }
 
-    /// Probes a file, once.
-    fn look(&mut self, path: &Path) {
-        let Ok(file) = File::open(path) else { return };
-        let Ok(meta) = file.metadata() else { return };
-        if !meta.is_file() || self.files.contains_key(&(meta.dev(), meta.ino())) {
+    /// A process maps a file, at `range` where that is known.
+    fn library(&mut self, pid: u32, path: &str, range: Option<&str>) {
+        let (name, deleted) = path.strip_suffix(" (deleted)").map_or((path, false), |name| (name, true));
+        // A file that was replaced is another one now; the mapping leads to the one that is mapped.
+        let at = match range {
+            Some(range) if deleted => PathBuf::from(format!("/proc/{pid}/map_files/{range}")),
+            _ => inside(pid, name),
+        };
+        let found = match self.look(&at) {
+            Ok(Some(found)) => Some(found),
+            Ok(None) => library::not_read(name.as_ref(), Reason::UnknownVersion),
+            Err(_) if Path::new(&format!("/proc/{pid}")).exists() => {
+                library::not_read(name.as_ref(), Reason::Unreadable)
+            }
+            Err(_) => None,
+        };
+        if let Some(found) = found.or_else(|| library::by_name(name.as_ref())) {
+            self.coverage().found(pid, &found);
+        }
+    }
+
+    /// A process has TLS connections, and none of its files explains them.
+    fn puzzle(&mut self, pid: u32) {
+        if !self.coverage().is_unexplained(pid) {
             return;
+        }
+        if !self.coverage().is_named(pid) {
+            self.process(pid);
+        }
+        let path = format!("/proc/{pid}/exe");
+        let Ok(file) = File::open(&path) else { return };
+        let Ok(meta) = file.metadata() else { return };
+        if !self.coverage().is_unexplained(pid) || self.texts.len() >= MAX_FILES {
+            return;
+        }
+        let found = self.texts.entry((meta.dev(), meta.ino())).or_insert_with(|| library::by_text(&file)).clone();
+        if let Some(found) = found {
+            self.coverage().found(pid, &found);
+        }
+    }
+
+    /// Probes a file, once, and tells what it is.
+    fn look(&mut self, path: &Path) -> io::Result<Option<Found>> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Ok(None);
+        }
+        let key = (meta.dev(), meta.ino());
+        if let Some(looked) = self.files.get(&key) {
+            return Ok(looked.found.clone());
         }
         if self.files.len() >= MAX_FILES {
             log::warn!("{} is not looked at for TLS: {MAX_FILES} files were", path.display());
-            return;
+            return Ok(library::not_read(path, Reason::TooManyFiles));
         }
-        let links = self.probe(&file, path).unwrap_or_else(|e| {
+        let looked = self.probe(&file, path).unwrap_or_else(|e| {
             log::debug!("{} is not probed: {e:#}", path.display());
-            Vec::new()
+            Looked::default()
         });
-        if !links.is_empty() {
-            log::debug!("TLS of {} is read", path.display());
+        let found = looked.found.clone();
+        match &found {
+            Some(Found { library, reason: None, .. }) if self.programs.is_some() => {
+                log::debug!("TLS of {} is read: {}", path.display(), library.name());
+            }
+            _ => {}
         }
-        self.files.insert((meta.dev(), meta.ino()), links);
+        self.files.insert(key, looked);
+        Ok(found)
     }
 
-    fn probe(&mut self, file: &File, path: &Path) -> anyhow::Result<Vec<Link>> {
+    fn probe(&mut self, file: &File, path: &Path) -> anyhow::Result<Looked> {
         let elf = Elf::new(file);
         let mut wanted: Vec<&'static str> = FUNCTIONS.iter().map(|(name, _)| *name).collect();
         wanted.push(ACCESSOR);
+        wanted.extend(library::MARKS.map(|(name, _)| name));
         let symbols = elf.symbols(&wanted)?;
-        let has = |names: [&str; 2]| names.iter().all(|n| symbols.functions.contains_key(n));
-        if !has(["SSL_read", "SSL_write"]) && !has(["gnutls_record_recv", "gnutls_record_send"]) {
-            return Ok(Vec::new());
-        }
+        let Some(library) = library::by_functions(&symbols) else { return Ok(Looked::default()) };
         let layout = symbols.functions.get(ACCESSOR).and_then(|f| code::random_layout(elf.code(*f)));
         let number = layout.map_or(0, |layout| self.layout(layout));
         let [entries, reads, writes] = places(&functions(&symbols, &elf), number);
         // The returns first: a return without its entry is nothing, an entry without its return would wait.
-        let programs = &self.programs;
         let mut links = Vec::new();
-        for (program, places, at_return) in
-            [(&programs.read, reads, true), (&programs.write, writes, true), (&programs.enter, entries, false)]
-        {
-            if !places.is_empty() {
-                links.push(uprobe::attach(program, file, &places, at_return).map_err(|e| {
-                    log::warn!("TLS of {} is not read: the kernel refused the probes: {e}", path.display());
-                    e
-                })?);
+        let mut reason = (!self.would_be_read).then_some(self.without);
+        if let Some(programs) = &self.programs {
+            reason = None;
+            for (program, places, at_return) in
+                [(&programs.read, reads, true), (&programs.write, writes, true), (&programs.enter, entries, false)]
+            {
+                if places.is_empty() {
+                    continue;
+                }
+                match uprobe::attach(program, file, &places, at_return) {
+                    Ok(link) => links.push(link),
+                    Err(e) => {
+                        log::warn!("TLS of {} is not read: the kernel refused the probes: {e}", path.display());
+                        reason = Some(Reason::Refused);
+                        links.clear();
+                        break;
+                    }
+                }
             }
         }
-        Ok(links)
+        let version = library::version(file, path, library);
+        Ok(Looked { found: Some(Found { library, version, reason }), _links: links })
     }
 
     /// Number of a layout; 0 stands for an unknown one.
     fn layout(&mut self, layout: Layout) -> u64 {
+        let Some(programs) = &mut self.programs else { return 0 };
         if self.next_layout as usize + 1 >= LAYOUTS {
             return 0;
         }
         self.next_layout += 1;
-        match self.programs.layouts.set(self.next_layout, layout, 0) {
+        match programs.layouts.set(self.next_layout, layout, 0) {
             Ok(()) => u64::from(self.next_layout),
             Err(e) => {
                 log::warn!("sessions on memory will not find their sockets: {e}");
@@ -225,20 +378,30 @@ impl Finder {
 
     fn follow(mut self, mut mappings: Mappings, over: &AtomicBool) {
         while !over.load(Ordering::Relaxed) {
-            let lost = mappings.wait(TURN, |Mapping { pid, path }| {
-                if is_likely(&path) {
-                    self.look(&inside(pid, &path));
-                } else {
-                    // An executable, perhaps: it has a name of any kind.
-                    let exe = PathBuf::from(format!("/proc/{pid}/exe"));
-                    if fs::read_link(&exe).is_ok_and(|e| e == Path::new(&path)) {
-                        self.look(&exe);
-                    }
-                }
-            });
+            let lost = mappings.wait(TURN, |Mapping { pid, path }| self.mapped(pid, &path));
             if lost {
                 self.scan();
             }
+            self.turn();
+        }
+    }
+
+    /// A process maps a file that it may run.
+    fn mapped(&mut self, pid: u32, path: &str) {
+        let likely = is_likely(path);
+        // An executable has a name of any kind.
+        let exe = fs::read_link(format!("/proc/{pid}/exe"));
+        match exe {
+            Ok(exe) if exe == Path::new(path) => self.executable(pid, &exe),
+            Ok(exe) if likely => {
+                if !self.coverage().knows(pid) {
+                    self.executable(pid, &exe);
+                }
+                self.library(pid, path, None);
+            }
+            // It is gone already, or may not be looked at: its library may be reached all the same.
+            Err(_) if likely => self.library(pid, path, None),
+            _ => {}
         }
     }
 
@@ -250,8 +413,25 @@ impl Finder {
             if turns % 10 == 0 {
                 self.scan();
             }
+            self.turn();
         }
     }
+
+    /// What is done beside.
+    fn turn(&mut self) {
+        let puzzles = self.coverage().puzzles();
+        for pid in puzzles {
+            self.puzzle(pid);
+        }
+        if Instant::now() >= self.next_census {
+            self.census();
+        }
+    }
+}
+
+/// All processes.
+fn processes() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
 /// Offset and [`Op`] of the functions to probe. OpenSSL's BIO for TLS (`BIO_f_ssl`, which `openssl s_server` and others
@@ -296,7 +476,7 @@ fn places(functions: &[(u64, u64)], layout: u64) -> [Vec<Place>; 3] {
         all[0].push(place);
         match *op {
             Op::FREE => {}
-            Op::READ | Op::READ_EX | Op::READ_LONG | Op::READ_INNER => all[1].push(place),
+            Op::READ | Op::READ_EX | Op::READ_LONG | Op::READ_INNER | Op::READ_ANY => all[1].push(place),
             _ => all[2].push(place),
         }
     }
@@ -321,7 +501,7 @@ mod tests {
     fn reads_and_writes_return_to_their_own_programs() {
         let functions: Vec<(u64, u64)> = FUNCTIONS.iter().enumerate().map(|(i, (_, op))| (i as u64, *op)).collect();
         let [entries, reads, writes] = places(&functions, 3);
-        assert_eq!((entries.len(), reads.len(), writes.len()), (10, 3, 5));
+        assert_eq!((entries.len(), reads.len(), writes.len()), (15, 5, 7));
         assert_eq!(reads[0], Place { offset: 0, cookie: Op::READ | 3 << 8 });
     }
 

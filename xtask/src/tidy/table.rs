@@ -27,15 +27,16 @@ const fn module(name: &'static str, may: &'static [&'static str]) -> Module {
 }
 
 /// Values that every module may use: they import nothing of the agent but each other.
-pub const BASE: [&str; 4] = ["exchange", "stats", "config", "status"];
+pub const BASE: [&str; 5] = ["exchange", "stats", "config", "status", "coverage"];
 
 /// From the kernel to Exchange: these see bytes. From Exchange on, nothing does: `route` and all below may
 /// import none of the first group.
-pub const MODULES: [Module; 31] = [
+pub const MODULES: [Module; 32] = [
     module("exchange", &[]),
     module("stats", &[]),
     module("config", &[]),
     module("status", &[]),
+    module("coverage", &[]),
     // Bytes to exchanges.
     module("probe", &["event"]),
     module("event", &[]),

@@ -1,0 +1,190 @@
+//! Which TLS library a file is or contains, of which version: by its functions, its name, and where both say nothing by
+//! the texts that libraries leave in what they are linked into.
+//!
+//! # Java
+//! JSSE is Java: the runtime compiles `SSLEngine` and `SSLSocket` into memory and moves them, so that there is no place
+//! in a file to probe. Considered, and why not: an agent that is attached to the JVM reads it well, and is code inside
+//! of the application, which this program never brings there; HotSpot's static probes tell of method entries under
+//! `-XX:+ExtendedDTraceProbes` alone, slow down everything then, and show no buffers; a perf map or jitdump wants a
+//! flag, and the code in it moves; the AES-GCM routines are generated at run time as well; JSSE writes no key log. So
+//! a JVM is reported with its reason, and its connections and bytes are counted. A JVM that goes through OpenSSL's
+//! shared library (Tomcat's native connector) is read like any other program.
+//!
+//! # rustls
+//! Generic code is compiled into each program in its own way, with a name that differs by compiler and version. It is
+//! reported by the path of its sources, which panics leave in the text, stripped or not.
+
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
+
+use super::elf::Symbols;
+use crate::coverage::{Found, Library, Reason};
+
+/// Most bytes of a file that are searched for texts.
+const MAX_TEXT: u64 = 256 << 20;
+/// Bytes that are searched at once.
+const WINDOW: usize = 256 << 10;
+/// Longest text that is looked for, its version included.
+const LONGEST: usize = 64;
+
+/// Functions that one of the libraries with OpenSSL's interface has alone.
+pub const MARKS: [(&str, Library); 2] =
+    [("SSL_CTX_set_grease_enabled", Library::Boringssl), ("SSL_CTX_load_verify_mem", Library::Libressl)];
+/// Names of files, from their start: libraries that are told by them.
+const NAMES: [(&str, Library, Reason); 4] = [
+    ("libjvm.so", Library::Jsse, Reason::CompiledAtRunTime),
+    ("libwolfssl.so", Library::Wolfssl, Reason::Unsupported),
+    ("libmbedtls.so", Library::Mbedtls, Reason::Unsupported),
+    ("libs2n.so", Library::S2n, Reason::Unsupported),
+];
+/// Names of libraries that are read.
+const PROBED: [(&str, Library); 3] =
+    [("libssl.so", Library::Openssl), ("libgnutls.so", Library::Gnutls), ("libnspr4.so", Library::Nss)];
+/// What a library leaves in a file, up to its version.
+const TEXTS: [(&[u8], Library); 4] = [
+    (b"/rustls-", Library::Rustls),
+    (b"OpenSSL ", Library::Openssl),
+    (b"Enabled GnuTLS ", Library::Gnutls),
+    (b"LibreSSL ", Library::Libressl),
+];
+
+/// The library whose functions a file has: what must be there to read what it carries.
+#[must_use]
+pub fn by_functions(symbols: &Symbols) -> Option<Library> {
+    let has = |names: [&str; 2]| names.iter().all(|n| symbols.functions.contains_key(n));
+    if has(["SSL_read", "SSL_write"]) {
+        let marked = MARKS.iter().find(|(name, _)| symbols.functions.contains_key(name));
+        return Some(marked.map_or(Library::Openssl, |(_, library)| *library));
+    }
+    if has(["gnutls_record_recv", "gnutls_record_send"]) {
+        return Some(Library::Gnutls);
+    }
+    has(["PR_Read", "PR_Write"]).then_some(Library::Nss)
+}
+
+/// A library that is told by the name of its file, and why it is not read.
+#[must_use]
+pub fn by_name(path: &Path) -> Option<Found> {
+    let name = path.file_name()?.to_str()?;
+    let (_, library, reason) = NAMES.iter().find(|(start, ..)| name.starts_with(start))?;
+    Some(Found { library: *library, version: None, reason: Some(*reason) })
+}
+
+/// A library that would be read, by the name of its file, and why it is not.
+#[must_use]
+pub fn not_read(path: &Path, reason: Reason) -> Option<Found> {
+    let name = path.file_name()?.to_str()?;
+    let (_, library) = PROBED.iter().find(|(start, _)| name.starts_with(start))?;
+    Some(Found { library: *library, version: None, reason: Some(reason) })
+}
+
+/// The library that a file without its functions' names contains, by its texts.
+#[must_use]
+pub fn by_text(file: &File) -> Option<Found> {
+    let (library, version) = search(file, &TEXTS).ok().flatten()?;
+    let reason = if library == Library::Rustls { Reason::Unsupported } else { Reason::Stripped };
+    Some(Found { library, version: Some(version), reason: Some(reason) })
+}
+
+/// The version of a library that is in `file`, which was found at `path`. libssl does not know its own: libcrypto
+/// beside it does.
+#[must_use]
+pub fn version(file: &File, path: &Path, library: Library) -> Option<String> {
+    let (text, beside): (&[u8], _) = match library {
+        Library::Openssl => (b"OpenSSL ", true),
+        Library::Libressl => (b"LibreSSL ", true),
+        Library::Gnutls => (b"Enabled GnuTLS ", false),
+        Library::Rustls => (b"/rustls-", false),
+        _ => return None,
+    };
+    let texts = [(text, library)];
+    let crypto = || {
+        let name = path.file_name()?.to_str()?;
+        let name = name.strip_prefix("libssl").filter(|_| beside)?;
+        File::open(path.with_file_name(format!("libcrypto{name}"))).ok()
+    };
+    let of = |file: &File| Some(search(file, &texts).ok()??.1);
+    crypto().and_then(|f| of(&f)).or_else(|| of(file))
+}
+
+/// The first of `texts` that is followed by a version, which ends the text.
+fn search(file: &File, texts: &[(&[u8], Library)]) -> io::Result<Option<(Library, String)>> {
+    let mut buffer = vec![0u8; WINDOW + LONGEST];
+    let end = file.metadata()?.len().min(MAX_TEXT);
+    let mut at = 0;
+    while at < end {
+        let n = read_at(file, &mut buffer, at)?;
+        for (text, library) in texts {
+            for found in memchr::memmem::find_iter(&buffer[..n], text) {
+                if let Some(version) = version_at(&buffer[found + text.len()..n]) {
+                    return Ok(Some((*library, version)));
+                }
+            }
+        }
+        if n < buffer.len() {
+            break;
+        }
+        at += WINDOW as u64;
+    }
+    Ok(None)
+}
+
+/// Fills `buffer` as far as the file goes.
+fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match file.read_at(&mut buffer[n..], at + n as u64)? {
+            0 => break,
+            more => n += more,
+        }
+    }
+    Ok(n)
+}
+
+/// `3.0.22` or `1.1.1w` at the start of `bytes`.
+fn version_at(bytes: &[u8]) -> Option<String> {
+    let bytes = &bytes[..bytes.len().min(24)];
+    let len = bytes.iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'.').count();
+    let text = std::str::from_utf8(&bytes[..len]).ok()?;
+    let mut parts = text.split('.');
+    let is_number = |part: Option<&str>| part.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+    let starts = is_number(parts.next()) && is_number(parts.next());
+    let last = parts.next().is_some_and(|p| p.starts_with(|c: char| c.is_ascii_digit()));
+    (starts && last).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!(version_at(b"3.0.22 25 Aug 2026").as_deref(), Some("3.0.22"));
+        assert_eq!(version_at(b"1.1.1w\0").as_deref(), Some("1.1.1w"));
+        assert_eq!(version_at(b"0.23.12/src/conn.rs").as_deref(), Some("0.23.12"));
+        for other in [&b"3.0"[..], b"PKCS#12", b"", b"3..1", b"x.1.2", b"ssl-0.1/"] {
+            assert_eq!(version_at(other), None);
+        }
+    }
+
+    #[test]
+    fn a_text_across_two_windows() {
+        let path = std::env::temp_dir().join(format!("apiscope-library-{}", std::process::id()));
+        for before in [0, WINDOW - 20, WINDOW - 3, WINDOW + LONGEST - 9, 2 * WINDOW - 5] {
+            let mut content = vec![b'O'; before];
+            content.extend_from_slice(b"/registry/rustls-0.23.12/src/conn.rs");
+            std::fs::write(&path, &content).expect("written");
+            let found = by_text(&File::open(&path).expect("there")).expect("found");
+            assert_eq!((found.library, found.version.as_deref()), (Library::Rustls, Some("0.23.12")), "{before}");
+        }
+        std::fs::write(&path, b"OpenSSL is fun").expect("written");
+        assert_eq!(by_text(&File::open(&path).expect("there")), None);
+        std::fs::remove_file(path).expect("removable");
+    }
+
+    #[test]
+    fn names() {
+        let jvm = by_name(Path::new("/usr/lib/jvm/x/lib/server/libjvm.so")).expect("known");
+        assert_eq!((jvm.library, jvm.reason), (Library::Jsse, Some(Reason::CompiledAtRunTime)));
+        assert_eq!(by_name(Path::new("/lib/libc.so.6")), None);
+    }
+}
