@@ -125,8 +125,7 @@ pub fn look() -> View {
             finder.puzzle(pid);
         }
     }
-    let view = finder.coverage().view();
-    view
+    finder.coverage().view()
 }
 
 impl Drop for Tls {
