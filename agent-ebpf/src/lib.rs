@@ -139,6 +139,12 @@ impl Op {
     pub const WRITE_INNER: u64 = 14;
     /// As `WRITE_INNER`, with flags before the last argument (OpenSSL 3.3).
     pub const WRITE_INNER_FLAGS: u64 = 15;
+    /// Go's `(*tls.Conn).clientHandshake` and `serverHandshake`: once for each connection.
+    pub const GO_HANDSHAKE: u64 = 16;
+    /// Go's `(*tls.Conn).Close`.
+    pub const GO_CLOSE: u64 = 17;
+    /// A return instruction of one of these functions.
+    pub const GO_RETURN: u64 = 18;
 }
 
 /// Layouts of sessions that are kept.

@@ -10,6 +10,7 @@ mod body;
 mod conn;
 mod emit;
 mod fexit;
+mod go;
 mod http1;
 mod http2;
 mod kernel;

@@ -30,7 +30,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    conn, emit,
+    conn, emit, go,
     http1::{self, mode},
     kernel::{self, Buffer},
     maps::{CLIENT, CLOSED, Connection, FRESH, OPENED, QUIET, SERVER, TLS_RUNS, WORK, Work, setting},
@@ -80,8 +80,8 @@ pub struct HelloKey {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Session {
-    tgid: u64,
-    address: u64,
+    pub tgid: u64,
+    pub address: u64,
 }
 
 /// A call into a library that is under way.
@@ -89,20 +89,20 @@ pub struct Session {
 #[derive(Clone, Copy)]
 pub struct Call {
     /// An [`Op`], 0 when there is none.
-    op: u64,
+    pub op: u64,
     layout: u64,
     /// Stack pointer at the entry.
-    stack: u64,
-    session: u64,
-    buffer: u64,
-    size: u64,
+    pub stack: u64,
+    pub session: u64,
+    pub buffer: u64,
+    pub size: u64,
     /// Where the library puts the number of bytes, for the `_EX` and `_INNER` kinds.
     moved: u64,
     /// The socket's plaintext, 0 while the call has not used one.
-    plain: u64,
+    pub plain: u64,
     /// First and last receive and send within the call, ns.
-    first: [u64; 2],
-    last: [u64; 2],
+    pub first: [u64; 2],
+    pub last: [u64; 2],
 }
 
 /// `BPF_MAP_TYPE_TASK_STORAGE`, which aya has no type for.
@@ -352,13 +352,13 @@ pub fn carry(connection: &mut Connection, bytes: u64, direction: u64, readable: 
     connection.stage = DONE | marks;
 }
 
-/// The call that this thread is in, if any, used this socket. False where there is none.
+/// The call that this thread (or its goroutine) is in, if any, used this socket. False where there is none.
 #[inline(always)]
 fn note(id: u64, direction: u64, now: u64) -> bool {
-    let Some(call) = call(false) else { return false };
-    // SAFETY: storage of the current thread.
+    let Some(call) = under_way() else { return false };
+    // SAFETY: storage of the current thread, or of its goroutine.
     let call = unsafe { &mut *call };
-    if call.op == 0 || (call.plain != 0 && call.plain != id) {
+    if call.plain != 0 && call.plain != id {
         return false;
     }
     call.plain = id;
@@ -373,8 +373,17 @@ fn note(id: u64, direction: u64, now: u64) -> bool {
 /// Is this thread in a library's call?
 #[inline(always)]
 fn is_nested() -> bool {
-    // SAFETY: storage of the current thread.
-    call(false).is_some_and(|call| unsafe { (*call).op != 0 })
+    under_way().is_some()
+}
+
+/// The call that this thread is in, or the goroutine that runs on it.
+#[inline(always)]
+fn under_way() -> Option<*mut Call> {
+    match call(false) {
+        // SAFETY: storage of the current thread.
+        Some(call) if unsafe { (*call).op } != 0 => Some(call),
+        _ => go::call(),
+    }
 }
 
 /// Storage of the current thread.
@@ -536,7 +545,7 @@ fn enter(ctx: &ProbeContext) {
 
 /// A session's object is gone; its connection, where it has a socket, goes with that.
 #[inline(always)]
-fn free(session: &Session) {
+pub fn free(session: &Session) {
     let Some(id) = SESSIONS.get_ptr(session) else { return };
     // SAFETY: map memory.
     let id = unsafe { *id };
@@ -612,7 +621,7 @@ fn leave(ctx: &ProbeContext, direction: u64) {
 
 /// `bytes` of plaintext were moved by a call.
 #[inline(always)]
-fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
+pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
     // SAFETY: no preconditions.
     let mut now = unsafe { bpf_ktime_get_ns() };
@@ -671,7 +680,7 @@ fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
 
 /// A read found the end.
 #[inline(always)]
-fn ended(call: &mut Call, op: u64) {
+pub fn ended(call: &mut Call, op: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
     let session = Session { tgid: pid, address: call.session };
     let Some(id) = SESSIONS.get_ptr(&session) else { return };
@@ -744,7 +753,7 @@ fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> Opti
 
 /// The session of a call is the one of the socket with the plaintext `id`; until now it had `old`.
 #[inline(always)]
-fn bind(session: &Session, id: u64, old: u64, tier: u8) {
+pub fn bind(session: &Session, id: u64, old: u64, tier: u8) {
     let _ = SESSIONS.insert(session, id, 0);
     let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
     // SAFETY: map memory of this connection.
@@ -838,7 +847,7 @@ fn release(run: u64) {
 
 /// Word `i` of the registers, which are a `struct pt_regs`.
 #[inline(always)]
-fn register(ctx: &ProbeContext, i: usize) -> u64 {
+pub fn register(ctx: &ProbeContext, i: usize) -> u64 {
     // By a helper: which of two words it is, is known at load only, and the verifier wants a constant.
     kernel::read(ctx.regs as u64 + 8 * i as u64)
 }
@@ -859,7 +868,7 @@ fn returned(ctx: &ProbeContext) -> u64 {
 
 /// Stack pointer.
 #[inline(always)]
-fn stack(ctx: &ProbeContext) -> u64 {
+pub fn stack(ctx: &ProbeContext) -> u64 {
     if setting!(arch) == 0 { register(ctx, 19) } else { register(ctx, 31) }
 }
 

@@ -137,7 +137,7 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 13] = [
+const TEST: [Package; 14] = [
     from("ip", "iproute2"),
     from("setpriv", "util-linux"),
     from("promtool", "prometheus"),
@@ -151,6 +151,7 @@ const TEST: [Package; 13] = [
     from("python3", "python3"),
     from("gcc", "gcc"),
     from("chromium", "chromium"),
+    from("go", "golang-go"),
 ];
 
 /// The one for arm64 is asked for where it is used.

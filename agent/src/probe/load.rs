@@ -211,7 +211,12 @@ impl Kernel {
         }
         // Without these the agent still sees what is in plaintext.
         let programs = match uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], &fds) {
-            Ok([enter, read, write]) => Some(Programs { enter, read, write, layouts }),
+            Ok([enter, read, write]) => {
+                let go = uprobe::load(OBJECT, ["go_enter", "go_read", "go_write"], &fds)
+                    .map_err(|e| log::warn!("TLS of Go programs is not read: {e:#}"))
+                    .ok();
+                Some(Programs { enter, read, write, go, layouts })
+            }
             Err(e) => {
                 log::warn!("TLS is not read: {e:#}");
                 None

@@ -4,6 +4,8 @@ pub mod btf;
 mod code;
 pub mod door;
 pub mod elf;
+mod go;
+pub mod gopclntab;
 mod info;
 mod library;
 pub mod load;

@@ -25,12 +25,12 @@ use object::ReadCacheOps;
 use super::{
     code,
     elf::{Elf, Function, Symbols},
-    library,
+    go, library,
     mappings::{Mapping, Mappings},
     orphans::Orphans,
     uprobe::{self, Link, Place, Program},
 };
-use crate::coverage::{Coverage, Found, Reason, View};
+use crate::coverage::{Coverage, Found, Library, Reason, View};
 
 /// Most files that are remembered.
 const MAX_FILES: usize = 16_384;
@@ -77,6 +77,8 @@ pub struct Programs {
     pub read: Program,
     /// At those of functions that write.
     pub write: Program,
+    /// Of Go: at entries and the ends of handshakes, at the returns of reads, at writes.
+    pub go: Option<[Program; 3]>,
     /// Layouts of sessions, by number.
     pub layouts: Array<MapData, Layout>,
 }
@@ -324,6 +326,9 @@ impl Finder {
     }
 
     fn probe(&mut self, file: &File, path: &Path) -> anyhow::Result<Looked> {
+        if let Some(looked) = self.probe_go(file, path) {
+            return Ok(looked);
+        }
         let elf = Elf::new(file);
         let mut wanted: Vec<&'static str> = FUNCTIONS.iter().map(|(name, _)| *name).collect();
         wanted.push(ACCESSOR);
@@ -357,6 +362,39 @@ impl Finder {
         }
         let version = library::version(file, path, library);
         Ok(Looked { found: Some(Found { library, version, reason }), _links: links })
+    }
+
+    /// Probes a Go executable that has TLS inside.
+    fn probe_go(&self, file: &File, path: &Path) -> Option<Looked> {
+        let executable = go::Executable::open(file)?;
+        let mut looked = Looked::default();
+        let mut reason = (!self.would_be_read).then_some(self.without);
+        match executable.places(file) {
+            Ok(None) => return Some(looked),
+            Err(e) => {
+                log::debug!("TLS of {} is not read: Go: {e}", path.display());
+                reason = Some(Reason::UnknownVersion);
+            }
+            Ok(Some(places)) => {
+                if let Some([enter, read, write]) = self.programs.as_ref().and_then(|p| p.go.as_ref()) {
+                    reason = None;
+                    // The returns first, as below.
+                    for (program, places) in [(read, &places.read), (write, &places.write), (enter, &places.enter)] {
+                        match uprobe::attach(program, file, places, false) {
+                            Ok(link) => looked._links.push(link),
+                            Err(e) => {
+                                log::warn!("TLS of {} is not read: the kernel refused the probes: {e}", path.display());
+                                reason = Some(Reason::Refused);
+                                looked._links.clear();
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        looked.found = Some(Found { library: Library::Go, version: executable.version(file), reason });
+        Some(looked)
     }
 
     /// Number of a layout; 0 stands for an unknown one.

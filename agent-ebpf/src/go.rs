@@ -1,0 +1,321 @@
+//! TLS of Go programs (`crypto/tls`): plaintext by goroutine.
+//!
+//! # Hooks
+//! uprobes in the executable, never a uretprobe (it writes another return address on the stack, and Go walks
+//! and moves its stacks): behind the stack check of each function, and at its return instructions.
+//! - [`go_enter`]: `(*tls.Conn).Read`, `Close`, `clientHandshake`, `serverHandshake`; returns of the last two.
+//! - [`go_read`]: returns of `Read`.
+//! - [`go_write`]: entry and returns of `Write`.
+//!
+//! # What identifies a call
+//! The goroutine, not the thread: one that waits for the network goes on on any thread. Its `g` is in R14
+//! (amd64, Go 1.17) or R28 (arm64, Go 1.18) at every boundary of a function, and in system calls, which is how
+//! the socket door finds the call that it is in. A stack may be moved while a call waits; the distance to its
+//! upper end, which is the second word of `g`, is kept.
+//!
+//! # The socket
+//! The one that the goroutine uses within a call: the handshake's first, which every connection that is younger
+//! than the agent has. From then on the `tls.Conn` has that socket until its next handshake. A `tls.Conn` that is
+//! not on a socket of its own goroutine (`net.Pipe`) stays without one.
+//!
+//! # When a write counts
+//! At the client: when it begins. The response is read by another goroutine, which must not be seen before its
+//! request; bytes of a write that fails half-way are counted then. At the server: when it returns, with the times
+//! of its system calls.
+
+use agent_ebpf::{Count, Op, Tier};
+use aya_ebpf::{
+    btf_maps::{Array, LruHashMap},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{self, bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs},
+    },
+    macros::{btf_map, uprobe},
+    programs::ProbeContext,
+};
+
+use crate::{
+    emit,
+    maps::{CLIENT, setting},
+    tls::{self, Call, SESSIONS, Session},
+};
+
+/// Goroutines that are remembered, one in a read for every idle connection. Of one that was forgotten the next
+/// message is missed.
+const GOROUTINES: usize = 16_384;
+
+/// A goroutine: process and address of its `g`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Goroutine {
+    tgid: u64,
+    g: u64,
+}
+
+/// What a goroutine is in.
+#[repr(C)]
+pub struct Calls {
+    call: Call,
+    /// The call around it: a callback of a handshake talks TLS, or there is TLS within TLS.
+    outer: Outer,
+    /// 1 when the bytes of the write under way were counted already.
+    counted: u64,
+}
+
+/// A call that waits for one within it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Outer {
+    op: u64,
+    stack: u64,
+    session: u64,
+    buffer: u64,
+    size: u64,
+    plain: u64,
+    counted: u64,
+}
+
+/// The calls that goroutines are in.
+#[btf_map]
+pub static GO_CALLS: LruHashMap<Goroutine, Calls, GOROUTINES, 0> = LruHashMap::new();
+
+/// What new [`Calls`] are a copy of: zeroes.
+#[btf_map]
+pub static GO_BLANK: Array<Calls, 1, 0> = Array::new();
+
+/// The call that the goroutine on this thread is in, which is in a system call.
+#[inline(always)]
+pub fn call() -> Option<*mut Call> {
+    // SAFETY: helpers without preconditions; the task is the current one.
+    let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u64;
+    // SAFETY: `regs` is a `struct pt_regs` known to the verifier by its type; the offsets are the ABI's.
+    let g = unsafe { core::ptr::read_volatile(regs.add(if setting!(arch) == 0 { 1 } else { 28 })) };
+    let key = Goroutine { tgid: bpf_get_current_pid_tgid() >> 32, g };
+    let calls = GO_CALLS.get_ptr_mut(&key)?;
+    // SAFETY: map memory of this goroutine.
+    let call = unsafe { &raw mut (*calls).call };
+    // SAFETY: as above.
+    if unsafe { (*call).op } == 0 { None } else { Some(call) }
+}
+
+/// Entry of `Read`, `Close` and the handshakes, and returns of the latter.
+#[uprobe]
+pub fn go_enter(ctx: ProbeContext) -> u32 {
+    match op(&ctx) {
+        Op::GO_CLOSE => close(&ctx),
+        Op::GO_RETURN => {
+            if let Some(calls) = current(&ctx) {
+                // SAFETY: map memory of this goroutine.
+                let calls = unsafe { &mut *calls };
+                if calls.call.op == Op::GO_HANDSHAKE && calls.call.plain != 0 {
+                    let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: calls.call.session };
+                    tls::bind(&session, calls.call.plain, 0, Tier::NESTED);
+                }
+                pop(calls);
+            }
+        }
+        op => {
+            if begin(&ctx, op).is_some() && op == Op::GO_HANDSHAKE {
+                // The address may have been another connection's.
+                let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: argument(&ctx, 0) };
+                let _ = SESSIONS.remove(&session);
+            }
+        }
+    }
+    0
+}
+
+/// Returns of `Read`.
+#[uprobe]
+pub fn go_read(ctx: ProbeContext) -> u32 {
+    let Some(calls) = current(&ctx) else { return 0 };
+    // SAFETY: map memory of this goroutine.
+    let calls = unsafe { &mut *calls };
+    let bytes = argument(&ctx, 0) as i64;
+    if calls.call.op == Op::GO_READ {
+        if bytes > 0 {
+            settle(&mut calls.call);
+            tls::deliver(&mut calls.call, Op::GO_READ, bytes as u64, 0);
+        } else if is_end(argument(&ctx, 2)) {
+            tls::ended(&mut calls.call, Op::GO_READ);
+        }
+    }
+    pop(calls);
+    0
+}
+
+/// Entry and returns of `Write`.
+#[uprobe]
+pub fn go_write(ctx: ProbeContext) -> u32 {
+    let is_return = op(&ctx) == Op::GO_RETURN;
+    let Some(calls) = (if is_return { current(&ctx) } else { begin(&ctx, Op::GO_WRITE) }) else { return 0 };
+    // SAFETY: map memory of this goroutine.
+    let calls = unsafe { &mut *calls };
+    settle(&mut calls.call);
+    let bytes = if is_return {
+        argument(&ctx, 0)
+    } else {
+        calls.counted = u64::from(tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT));
+        calls.call.size
+    };
+    if is_return != (calls.counted != 0) && calls.call.op == Op::GO_WRITE && bytes as i64 > 0 {
+        tls::deliver(&mut calls.call, Op::GO_WRITE, bytes, 1);
+    }
+    if is_return {
+        pop(calls);
+    }
+    0
+}
+
+/// Notes a call at its entry. `None` when it is noted already: a function that had to grow its stack begins again.
+#[inline(always)]
+fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
+    let (key, stack) = place(ctx)?;
+    let calls = match GO_CALLS.get_ptr_mut(&key) {
+        Some(calls) => calls,
+        None => make(&key)?,
+    };
+    // SAFETY: map memory of this goroutine.
+    let calls = unsafe { &mut *calls };
+    let (session, buffer) = (argument(ctx, 0), argument(ctx, 1));
+    let call = &mut calls.call;
+    if call.op == op && call.stack == stack && call.session == session && call.buffer == buffer {
+        return None;
+    }
+    emit::count(Count::TLS_CALLS);
+    // A call further in leaves the one around it waiting; any other means that the one before never came back.
+    calls.outer.op = 0;
+    if call.op != 0 && stack < call.stack {
+        calls.outer = Outer {
+            op: call.op,
+            stack: call.stack,
+            session: call.session,
+            buffer: call.buffer,
+            size: call.size,
+            plain: call.plain,
+            counted: calls.counted,
+        };
+    }
+    call.op = op;
+    call.stack = stack;
+    call.session = session;
+    call.buffer = buffer;
+    call.size = argument(ctx, 2);
+    call.plain = 0;
+    call.first = [0; 2];
+    call.last = [0; 2];
+    calls.counted = 0;
+    Some(calls)
+}
+
+#[inline(always)]
+fn make(key: &Goroutine) -> Option<*mut Calls> {
+    let blank = GO_BLANK.get(0)?;
+    if GO_CALLS.insert(key, blank, 0).is_err() {
+        emit::count(Count::TLS_BUSY);
+        return None;
+    }
+    GO_CALLS.get_ptr_mut(key)
+}
+
+/// The call that returns here, as the first of the goroutine's.
+#[inline(always)]
+fn current(ctx: &ProbeContext) -> Option<*mut Calls> {
+    let (key, stack) = place(ctx)?;
+    let found = GO_CALLS.get_ptr_mut(&key)?;
+    // SAFETY: map memory of this goroutine.
+    let calls = unsafe { &mut *found };
+    if calls.call.op == 0 || calls.call.stack != stack {
+        // One within it that did not come back is forgotten.
+        if calls.outer.op == 0 || calls.outer.stack != stack {
+            return None;
+        }
+        pop(calls);
+    }
+    Some(found)
+}
+
+/// The call is over: the one around it goes on.
+#[inline(always)]
+fn pop(calls: &mut Calls) {
+    let outer = calls.outer;
+    calls.outer.op = 0;
+    calls.call.op = outer.op;
+    calls.call.stack = outer.stack;
+    calls.call.session = outer.session;
+    calls.call.buffer = outer.buffer;
+    calls.call.size = outer.size;
+    calls.call.plain = outer.plain;
+    calls.call.first = [0; 2];
+    calls.call.last = [0; 2];
+    calls.counted = outer.counted;
+}
+
+/// A session that has a socket keeps it: only a handshake gives it another.
+#[inline(always)]
+fn settle(call: &mut Call) {
+    let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: call.session };
+    let Some(id) = SESSIONS.get_ptr(&session) else { return };
+    // SAFETY: map memory.
+    let id = unsafe { *id };
+    if id >> 63 == 0 && tls::plaintext(id).is_some() {
+        call.plain = id;
+    }
+}
+
+/// A connection is over; where it has a socket, it ends with that.
+#[inline(always)]
+fn close(ctx: &ProbeContext) {
+    let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: argument(ctx, 0) };
+    let Some(id) = SESSIONS.get_ptr(&session) else { return };
+    // SAFETY: map memory.
+    if unsafe { *id } >> 63 != 0 {
+        tls::free(&session);
+    }
+}
+
+/// The goroutine that runs, and its stack pointer as a distance from the stack's upper end.
+#[inline(always)]
+fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64)> {
+    let g = tls::register(ctx, if setting!(arch) == 0 { 1 } else { 28 });
+    let mut end = 0u64;
+    // SAFETY: the helper checks the address. `g` begins with its stack's bounds.
+    if unsafe { bpf_probe_read_user((&raw mut end).cast(), 8, g.wrapping_add(8) as *const _) } != 0 {
+        emit::count(Count::UNREADABLE);
+        return None;
+    }
+    let key = Goroutine { tgid: bpf_get_current_pid_tgid() >> 32, g };
+    Some((key, tls::stack(ctx).wrapping_sub(end)))
+}
+
+/// Is the error with this data pointer `io.EOF`? (`*errors.errorString`: a string.)
+#[inline(always)]
+fn is_end(error: u64) -> bool {
+    let mut string = [0u64; 2];
+    let mut text = 0u64;
+    // SAFETY: the helper checks the addresses; the targets are locals of the right size.
+    unsafe {
+        error != 0
+            && bpf_probe_read_user((&raw mut string).cast(), 16, error as *const _) == 0
+            && string[1] == 3
+            && bpf_probe_read_user((&raw mut text).cast(), 3, string[0] as *const _) == 0
+            && text == u64::from_le_bytes(*b"EOF\0\0\0\0\0")
+    }
+}
+
+/// Argument or result `i` of a function (Go's ABIInternal).
+#[inline(always)]
+fn argument(ctx: &ProbeContext, i: usize) -> u64 {
+    // ax, bx, cx.
+    const X86_64: [usize; 3] = [10, 5, 11];
+    if setting!(arch) == 0 { tls::register(ctx, X86_64[i]) } else { tls::register(ctx, i) }
+}
+
+/// What the probe is at.
+#[inline(always)]
+fn op(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the program's own context.
+    unsafe { generated::bpf_get_attach_cookie(ctx.regs.cast()) & 0xff }
+}
+
+const _: () = assert!(size_of::<Goroutine>() == 16);

@@ -1,0 +1,279 @@
+//! HTTPS by Go's `crypto/tls`, of which nothing is exported: static, stripped, position-independent, with cgo; server
+//! and client, HTTP/1.1 and HTTP/2. The program is `tests/programs/tls.go`, built once with the machine's Go (what
+//! it makes is kept in `target/tmp`).
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use apiscope::exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side};
+use apiscope_tests::{Agent, Want, free_port, program};
+
+/// How a program is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Static,
+    Stripped,
+    Pie,
+    Cgo,
+}
+
+/// Time until the agent's probes are in a program that was not there before.
+const PROBED: Duration = Duration::from_secs(30);
+
+/// A program that the agent knows already: its second process is seen from its first byte.
+fn built(agent: &Agent, kind: Kind) -> PathBuf {
+    static READY: Mutex<Vec<(Kind, PathBuf)>> = Mutex::new(Vec::new());
+    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, path)) = ready.iter().find(|(k, _)| *k == kind) {
+        return path.clone();
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
+    let path = folder.join(format!("tls-{kind:?}"));
+    let mut build = Command::new(program("go"));
+    build.args(["build", "-trimpath", "-o"]).arg(&path);
+    match kind {
+        Kind::Static | Kind::Cgo => {}
+        Kind::Stripped => _ = build.arg("-ldflags=-s -w -buildid="),
+        Kind::Pie => _ = build.args(["-buildmode=pie", "-ldflags=-s -w"]),
+    }
+    let done = build
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/tls.go"))
+        .env("CGO_ENABLED", if kind == Kind::Cgo { "1" } else { "0" })
+        .envs([("GO111MODULE", "off"), ("GOENV", "off"), ("GOFLAGS", ""), ("GOTOOLCHAIN", "local")])
+        .env("GOCACHE", folder.join("cache"))
+        .env("GOPATH", folder.join("path"))
+        .output()
+        .expect("go starts");
+    assert!(done.status.success(), "go build: {}", String::from_utf8_lossy(&done.stderr));
+    let server = Server::start(&path);
+    let address = server.address();
+    let end = Instant::now() + PROBED;
+    while agent.seen(&address, Side::Server).is_empty() || agent.seen(&address, Side::Client).is_empty() {
+        assert!(Instant::now() < end, "the agent does not read {}", path.display());
+        server.client(&["keepalive", "known", "1"]);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    ready.push((kind, path.clone()));
+    path
+}
+
+/// A server that ends with its test.
+struct Server {
+    child: Child,
+    program: PathBuf,
+    certificate: PathBuf,
+    port: u16,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.certificate);
+    }
+}
+
+impl Server {
+    fn start(path: &Path) -> Self {
+        Self::start_as(path, "serve")
+    }
+
+    fn start_as(path: &Path, what: &str) -> Self {
+        let port = free_port();
+        let certificate = std::env::temp_dir().join(format!("apiscope-go-{}-{port}.pem", std::process::id()));
+        let mut child = Command::new(path)
+            .args([what, &port.to_string()])
+            .arg(&certificate)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        let out = child.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut line).expect("readable");
+        assert_eq!(line.trim(), "ready");
+        Self { child, program: path.to_owned(), certificate, port }
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn client(&self, what: &[&str]) {
+        let done = Command::new(&self.program).args(["client", &self.port.to_string()]).args(what).status();
+        assert!(done.is_ok_and(|s| s.success()), "the client gets the right answers");
+    }
+
+    fn curl(&self, arguments: &[&str], paths: &[String]) {
+        let done = Command::new(program("curl"))
+            .args(["-sf", "--cacert"])
+            .arg(&self.certificate)
+            .args(arguments)
+            .args(paths.iter().map(|p| format!("https://127.0.0.1:{}{p}", self.port)))
+            .stdout(Stdio::null())
+            .status();
+        assert!(done.is_ok_and(|s| s.success()), "curl gets its answers");
+    }
+}
+
+/// Both ends saw what was sent, no more and no less, on the right sockets.
+fn check(agent: &Agent, server: &Server, protocol: Protocol, wanted: &[Want]) {
+    let address = server.address();
+    agent.expect(&address, wanted);
+    for side in [Side::Server, Side::Client] {
+        for x in agent.seen(&address, side) {
+            let shape = (x.scheme, x.attribution, x.protocol);
+            assert_eq!(shape, (Scheme::Https, Attribution::Nested, protocol), "{side} {:?}", x.path);
+            assert!(x.tls_version.is_some(), "the version of TLS is known");
+        }
+    }
+}
+
+fn hello(path: impl Into<String>) -> Want {
+    Want::any("GET", path, 200).bodies(0, 5)
+}
+
+fn keep_alive(kind: Kind) {
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, kind));
+    server.client(&["keepalive", "go", "40"]);
+    let paths: Vec<String> = (0..20).map(|i| format!("/curl/{i}")).collect();
+    server.curl(&["--http1.1"], &paths);
+    let wanted: Vec<Want> = (0..40).map(|i| format!("/go/{i}")).chain(paths).map(hello).collect();
+    check(agent, &server, Protocol::Http11, &wanted);
+}
+
+#[test]
+fn static_program() {
+    keep_alive(Kind::Static);
+}
+
+#[test]
+fn stripped_program() {
+    keep_alive(Kind::Stripped);
+}
+
+#[test]
+fn position_independent_program() {
+    keep_alive(Kind::Pie);
+}
+
+#[test]
+fn program_with_cgo() {
+    keep_alive(Kind::Cgo);
+}
+
+#[test]
+fn streams_side_by_side() {
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, Kind::Static));
+    server.client(&["streams", "200"]);
+    let paths: Vec<String> = (0..20).map(|i| format!("/curl/{i}")).collect();
+    server.curl(&["--http2", "--parallel"], &paths);
+    let streams = (0..200).map(|s| match s % 8 {
+        0 => Want::any("GET", format!("/large/100000/{s}"), 200).bodies(0, 100_000),
+        _ => hello(format!("/stream/{s}")),
+    });
+    let wanted: Vec<Want> = [hello("/first")].into_iter().chain(streams).chain(paths.into_iter().map(hello)).collect();
+    check(agent, &server, Protocol::Http2, &wanted);
+}
+
+#[test]
+fn two_hundred_sessions_and_no_wrong_socket() {
+    const SESSIONS: usize = 200;
+    const REQUESTS: usize = 10;
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, Kind::Stripped));
+    server.client(&["sessions", &SESSIONS.to_string(), &REQUESTS.to_string()]);
+    let (address, all) = (server.address(), SESSIONS * (REQUESTS + 1));
+    for side in [Side::Server, Side::Client] {
+        let end = Instant::now() + Duration::from_secs(10);
+        while agent.seen(&address, side).len() < all && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let seen = agent.seen(&address, side);
+        assert_eq!(seen.len(), all, "{side}");
+        let mut ports = std::collections::BTreeMap::<u16, usize>::new();
+        for x in &seen {
+            assert_eq!((x.attribution, x.end, x.response_body_bytes), (Attribution::Nested, End::Complete, Some(5)));
+            let Peer::Ip(client) = &x.client else { panic!("{side}: a client without an address") };
+            let path = x.path.as_deref().unwrap_or_default();
+            if let Some((port, _)) = path.strip_prefix("/p/").and_then(|rest| rest.split_once('/')) {
+                assert_eq!(port, client.port().to_string(), "{side}: the wrong socket");
+                *ports.entry(client.port()).or_default() += 1;
+            }
+        }
+        assert!(ports.len() == SESSIONS && ports.values().all(|&n| n == REQUESTS), "{side}: {ports:?}");
+    }
+}
+
+#[test]
+fn large_bodies() {
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, Kind::Static));
+    server.client(&["large"]);
+    let wanted = [
+        Want::any("POST", "/sum", 200).bodies(3 << 20, 64),
+        Want::any("GET", "/large/5000000", 200).bodies(0, 5_000_000),
+    ];
+    check(agent, &server, Protocol::Http11, &wanted);
+}
+
+#[test]
+fn a_body_that_ends_with_the_connection_and_one_that_is_cut_off() {
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, Kind::Static));
+    server.client(&["until"]);
+    server.client(&["early"]);
+    let cut = Want { end: None, ..Want::any("GET", "/endless", 200) };
+    check(agent, &server, Protocol::Http11, &[Want::any("GET", "/until", 200).bodies(0, 13), cut]);
+    for side in [Side::Server, Side::Client] {
+        let seen = agent.seen(&server.address(), side);
+        let cut = seen.iter().find(|x| x.path.as_deref() == Some("/endless")).expect("checked above");
+        assert!(matches!(cut.end, End::Closed | End::Reset), "{side}: {:?}", cut.end);
+    }
+}
+
+#[test]
+fn tls_on_no_socket_says_so() {
+    let agent = Agent::shared();
+    let path = built(agent, Kind::Static);
+    let number = std::process::id().to_string();
+    let done = Command::new(path).args(["pipe", &number]).status();
+    assert!(done.is_ok_and(|s| s.success()), "the program gets its answer");
+    let wanted = format!("/pipe/{number}");
+    let find = || -> Vec<Exchange> {
+        let text = fs::read(&agent.file).unwrap_or_default();
+        let lines = text.split(|&b| b == b'\n').filter_map(|line| Exchange::from_json(line).ok());
+        lines.filter(|x| x.path.as_deref() == Some(&*wanted)).collect()
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while find().len() < 2 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let seen = find();
+    assert_eq!(seen.len(), 2, "one for each end");
+    for x in seen {
+        assert_eq!((x.status, x.attribution, x.response_body_bytes), (200, Attribution::None, Some(5)));
+        assert_eq!((x.client, x.server), (Peer::Unknown, Peer::Unknown));
+    }
+}
+
+#[test]
+fn plaintext() {
+    let agent = Agent::shared();
+    let server = Server::start_as(&built(agent, Kind::Static), "plain");
+    let port = server.port;
+    let urls: Vec<String> = (0..20).map(|i| format!("http://127.0.0.1:{port}/plain/{i}")).collect();
+    let done = Command::new(program("curl")).arg("-sf").args(urls).stdout(Stdio::null()).status();
+    assert!(done.is_ok_and(|s| s.success()), "curl gets its answers");
+    let wanted: Vec<Want> = (0..20).map(|i| hello(format!("/plain/{i}"))).collect();
+    agent.expect(&server.address(), &wanted);
+}
