@@ -19,9 +19,10 @@
 //! not on a socket of its own goroutine (`net.Pipe`) stays without one.
 //!
 //! # When a write counts
-//! At the client: when it begins. The response is read by another goroutine, which must not be seen before its
-//! request; bytes of a write that fails half-way are counted then. At the server: when it returns, with the times
-//! of its system calls.
+//! When it begins: other goroutines read what answers it and close the connection, which must not be seen before it.
+//! Its bytes are counted though it may fail half-way, and its time is that of its begin. At a server, where the time
+//! of the last byte matters, writes of more than [`PIECE`] bytes count when they return, with the times of their
+//! system calls.
 
 use agent_ebpf::{Count, Op, Tier};
 use aya_ebpf::{
@@ -43,6 +44,9 @@ use crate::{
 /// Goroutines that are remembered, one in a read for every idle connection. Of one that was forgotten the next
 /// message is missed.
 const GOROUTINES: usize = 16_384;
+
+/// Most bytes of a write that counts at once at a server: copies go in such pieces (`io.Copy`).
+const PIECE: u64 = 32 << 10;
 
 /// A goroutine: process and address of its `g`.
 #[repr(C)]
@@ -155,7 +159,9 @@ pub fn go_write(ctx: ProbeContext) -> u32 {
     let bytes = if is_return {
         argument(&ctx, 0)
     } else {
-        calls.counted = u64::from(tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT));
+        let size = calls.call.size;
+        let early = tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT || size <= PIECE);
+        calls.counted = u64::from(early);
         calls.call.size
     };
     if is_return != (calls.counted != 0) && calls.call.op == Op::GO_WRITE && bytes as i64 > 0 {

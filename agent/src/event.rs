@@ -261,6 +261,8 @@ fn opened(open: &Open, late: bool, hello: &[u8]) -> Opened {
             ip(IpAddr::V6(Ipv6Addr::from(open.local)), open.local_port),
             ip(IpAddr::V6(Ipv6Addr::from(open.remote)), open.remote_port),
         ),
+        // A TLS session whose socket was not found.
+        libc::AF_UNSPEC => (Peer::Unknown, Peer::Unknown),
         _ => {
             let v4 = |a: [u8; 16]| IpAddr::V4(Ipv4Addr::new(a[0], a[1], a[2], a[3]));
             (ip(v4(open.local), open.local_port), ip(v4(open.remote), open.remote_port))
