@@ -1,14 +1,20 @@
 //! The user-side pipeline without kernel and collector: records of one request and its answer -> event ->
-//! connection -> exchange -> route -> endpoint. One element is one exchange.
+//! connection -> exchange -> route -> endpoint; `whole` goes on to detectors and a recording that nobody keeps.
+//! One element is one exchange.
 
 use std::{hint::black_box, sync::Arc};
 
 use agent_ebpf::{Flag, Kind, Open, Record};
 use apiscope::{
     aggregate::Endpoints,
+    config,
     conn::{Connections, Identity, Outside},
+    detect::Engine,
     event,
-    exchange::{Exchange, Peer},
+    exchange::{Exchange, PathForm, Peer},
+    params::ParamHasher,
+    proto::credential::Principals,
+    recording::Recording,
     route::Routes,
     stats::Stats,
 };
@@ -18,6 +24,7 @@ struct Sink {
     routes: Routes,
     endpoints: Endpoints,
     service: Arc<str>,
+    more: Option<(Engine, ParamHasher, Recording)>,
 }
 
 impl Outside for Sink {
@@ -27,7 +34,12 @@ impl Outside for Sink {
     fn exchange(&mut self, exchange: Exchange) {
         let exchange = &exchange;
         let route = self.routes.route(exchange);
-        self.endpoints.record(exchange, &route.template, route.source);
+        let at = self.endpoints.record(exchange, &route.template, route.source);
+        if let (Some((detectors, hasher, recording)), Some(at)) = (&mut self.more, at) {
+            let params = hasher.params(exchange.path.as_deref().unwrap_or_default(), &route.template);
+            detectors.observe(exchange, at, &route.template, &params);
+            recording.add(exchange, &route.template);
+        }
     }
     fn is_gone(&mut self, _: u32) -> bool {
         false
@@ -105,17 +117,24 @@ fn streams(criterion: &mut Criterion) {
             records.push(record(Kind::FRAMES, Flag::FIRST | Flag::SENT, conn, round, ts + 500, &answered));
         }
     }
-    run(criterion, "streams", CONNECTIONS * u64::from(STREAMS * ROUNDS), &records);
+    run(criterion, "streams", CONNECTIONS * u64::from(STREAMS * ROUNDS), &records, false);
 }
 
-fn run(criterion: &mut Criterion, name: &str, exchanges: u64, records: &[Vec<u8>]) {
+fn run(criterion: &mut Criterion, name: &str, exchanges: u64, records: &[Vec<u8>], whole: bool) {
     let mut group = criterion.benchmark_group("pipeline");
     group.throughput(Throughput::Elements(exchanges));
     group.bench_function(name, |b| {
+        let stats = Arc::new(Stats::default());
+        let more = whole.then(|| {
+            let recording = Recording::start("/dev/null".as_ref(), PathForm::Raw, stats.clone()).expect("writable");
+            let engine = Engine::new(&config::Detect::default()).expect("valid");
+            (engine, ParamHasher::new([1; 16]), recording)
+        });
         let mut sink =
-            Sink { routes: Routes::new(&[]), endpoints: Endpoints::new(2_000, None), service: "shop".into() };
+            Sink { routes: Routes::new(&[]), endpoints: Endpoints::new(2_000, None), service: "shop".into(), more };
+        let principals = Principals::new(b"0123456789abcdef", &[], &[]).expect("a key");
         b.iter(|| {
-            let mut connections = Connections::new(0, Arc::new(Stats::default()));
+            let mut connections = Connections::new(0, stats.clone()).with_principals(principals.clone());
             for record in records {
                 if let Ok(event) = event::parse(black_box(record)) {
                     connections.handle(event, &mut sink);
@@ -154,7 +173,8 @@ fn pipeline(criterion: &mut Criterion) {
             ));
         }
     }
-    run(criterion, "exchanges", CONNECTIONS * u64::from(EACH), &records);
+    run(criterion, "exchanges", CONNECTIONS * u64::from(EACH), &records, false);
+    run(criterion, "whole", CONNECTIONS * u64::from(EACH), &records, true);
 }
 
 criterion_group!(benches, pipeline, streams);

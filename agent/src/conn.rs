@@ -79,6 +79,8 @@ pub struct Connections {
     finished: Vec<Exchange>,
     /// Turns credentials into principals.
     principals: Principals,
+    /// What was read of heads lately.
+    heads: http1::Heads,
     /// Nanoseconds from the monotonic clock to the epoch.
     epoch: u64,
     stats: Arc<Stats>,
@@ -191,6 +193,7 @@ impl Connections {
             streams: 0,
             finished: Vec::new(),
             principals: Principals::default(),
+            heads: http1::Heads::new(&[0; 16]),
             epoch,
             stats,
         }
@@ -199,6 +202,7 @@ impl Connections {
     /// Names principals; without this there are only schemes.
     #[must_use]
     pub fn with_principals(mut self, principals: Principals) -> Self {
+        self.heads = http1::Heads::new(&principals.memo_key());
         self.principals = principals;
         self
     }
@@ -329,7 +333,7 @@ impl Connections {
             connection.side = Some(if message.response == message.sent { Side::Server } else { Side::Client });
         }
         if !message.response {
-            let Some(request) = http1::request_of(bytes, &self.principals) else {
+            let Some(request) = self.heads.request(bytes, &self.principals) else {
                 self.stats.miss(Unread::Framing, 1);
                 return;
             };
@@ -360,22 +364,12 @@ impl Connections {
             }
             return;
         }
-        let Some(response) = http1::response(bytes) else {
+        let Some(response) = self.heads.response(bytes) else {
             self.stats.miss(Unread::Framing, 1);
             return;
         };
-        // Requests before this one whose response never came: their response was dropped, and counted.
-        while let Some(connection) = self.table.get_mut(&id)
-            && let Some(first) = connection.pending.front_mut()
-            && first.index < message.index
-        {
-            if first.response.is_some() {
-                // Its end was dropped.
-                first.lost = true;
-                self.finish(id, 0, Some(End::Lost), outside);
-            } else if let Some(pending) = connection.pending.pop_front() {
-                recycle(&mut self.spare, pending);
-            }
+        if connection.pending.front().is_some_and(|first| first.index < message.index) {
+            self.pass_over(id, message.index, outside);
         }
         let Some(connection) = self.table.get_mut(&id) else { return };
         if connection.pending.front().is_none_or(|p| p.index != message.index) {
@@ -405,6 +399,22 @@ impl Connections {
         // What left HTTP lasts until the connection ends.
         if pending.request.is_some() && pending.response_done && pending.request_done && !pending.upgraded {
             self.finish(id, 0, None, outside);
+        }
+    }
+
+    /// Takes away the requests before the `index`th whose response never came: it was dropped, and counted.
+    fn pass_over(&mut self, id: u64, index: u32, outside: &mut impl Outside) {
+        while let Some(connection) = self.table.get_mut(&id)
+            && let Some(first) = connection.pending.front_mut()
+            && first.index < index
+        {
+            if first.response.is_some() {
+                // Its end was dropped.
+                first.lost = true;
+                self.finish(id, 0, Some(End::Lost), outside);
+            } else if let Some(pending) = connection.pending.pop_front() {
+                recycle(&mut self.spare, pending);
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! **Invariant**: an exchange carries no credential, cookie, query value or body byte. It may carry
 //! the raw path until `route`; what is written of it is decided by [`PathForm`].
 
+pub mod json;
 mod origin;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
@@ -27,7 +28,7 @@ pub struct Exchange {
     /// Method as sent, upper case not enforced (methods are case-sensitive, RFC 9110 section 9.1).
     pub method: Method,
     /// Path without query and fragment; `None` when it cannot be known (a header table older than the agent).
-    pub path: Option<Box<str>>,
+    pub path: Option<Arc<str>>,
     /// Names of query parameters in order of appearance, values never. At most [`MAX_QUERY_KEYS`].
     pub query_keys: Vec<Box<str>>,
     /// Status code; 0 where no answer came.
@@ -57,7 +58,7 @@ pub struct Exchange {
     /// Which kind of credential the request carried.
     pub auth: Auth,
     /// Who the credential stands for: a keyed hash, never the credential.
-    pub principal: Option<Box<str>>,
+    pub principal: Option<Arc<str>>,
     /// Workload of the caller, where known.
     pub caller: Option<Arc<str>>,
     /// Where the end that was seen runs; `None` outside containers.
@@ -73,9 +74,9 @@ pub struct Exchange {
     /// `traceparent` of the request (W3C Trace Context), where it carried a valid one.
     pub trace: Option<TraceContext>,
     /// `User-Agent` of the request, cut to [`MAX_USER_AGENT`] bytes.
-    pub user_agent: Option<Box<str>>,
+    pub user_agent: Option<Arc<str>>,
     /// Media type of the answer without parameters, lower case.
-    pub response_type: Option<Box<str>>,
+    pub response_type: Option<Arc<str>>,
     /// What the heads said beside that.
     pub marks: Marks,
     /// What kind of API it belongs to.
@@ -458,89 +459,6 @@ impl Default for Exchange {
 }
 
 impl Exchange {
-    /// Appends the exchange as one JSON object and a line feed. `path` is what is written as the
-    /// path: the caller applies [`PathForm`].
-    pub fn write_json(&self, path: Option<&str>, out: &mut Vec<u8>) {
-        let mut object = Object::open(out);
-        object.number("ts", self.ts);
-        object.number("duration_ns", self.duration_ns);
-        object.text("service", &self.service);
-        object.plain("side", self.side.name());
-        if self.method != Method::Unknown {
-            object.text("method", self.method.as_str());
-        }
-        if let Some(path) = path {
-            object.text("path", path);
-        }
-        if !self.query_keys.is_empty() {
-            object.list("query_keys", self.query_keys.iter().map(|k| &**k));
-        }
-        object.number("status", u64::from(self.status));
-        object.number("request_bytes", self.request_bytes);
-        object.number("response_bytes", self.response_bytes);
-        if let Some(n) = self.request_body_bytes {
-            object.number("request_body_bytes", n);
-        }
-        if let Some(n) = self.response_body_bytes {
-            object.number("response_body_bytes", n);
-        }
-        object.peer("client", &self.client);
-        object.peer("server", &self.server);
-        object.plain("scheme", self.scheme.name());
-        object.plain("protocol", self.protocol.name());
-        if let Some(v) = self.tls_version {
-            object.plain("tls_version", v.name());
-        }
-        object.plain("end", self.end.name());
-        object.plain("attribution", self.attribution.name());
-        object.plain("auth", self.auth.name());
-        if let Some(p) = &self.principal {
-            object.text("principal", p);
-        }
-        if let Some(c) = &self.caller {
-            object.text("caller", c);
-        }
-        if let Some(origin) = &self.origin {
-            object.origin(&OWN, origin);
-        }
-        if let Some(peer) = &self.peer {
-            object.origin(&PEER, peer);
-        }
-        if self.pid != 0 {
-            object.number("pid", u64::from(self.pid));
-        }
-        if let Some(exe) = &self.exe {
-            object.text("exe", exe);
-        }
-        if let Some(status) = self.grpc_status {
-            object.number("grpc_status", u64::from(status));
-        }
-        if let Some(trace) = &self.trace {
-            object.hex("trace_id", &trace.trace_id);
-            object.hex("parent_id", &trace.parent_id);
-        }
-        if let Some(agent) = &self.user_agent {
-            object.text("user_agent", agent);
-        }
-        if let Some(media) = &self.response_type {
-            object.text("response_type", media);
-        }
-        if self.marks != Marks::default() {
-            object.list("marks", self.marks.names());
-        }
-        if self.api != Api::Http {
-            object.plain("api", self.api.name());
-        }
-        if let Some(code) = self.stream_error {
-            object.number("stream_error", u64::from(code));
-        }
-        if let Some([request, response]) = self.messages {
-            object.number("request_messages", request);
-            object.number("response_messages", response);
-        }
-        object.out.extend_from_slice(b"}\n");
-    }
-
     /// Reads one NDJSON line. Unknown keys are ignored; `ts`, `service`, `method`, `path` and
     /// `status` are required, everything else may be missing.
     ///
@@ -575,7 +493,7 @@ struct Line<'a> {
     side: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     method: Option<std::borrow::Cow<'a, str>>,
-    path: Option<Box<str>>,
+    path: Option<Arc<str>>,
     #[serde(default)]
     query_keys: Vec<Box<str>>,
     status: u16,
@@ -601,7 +519,7 @@ struct Line<'a> {
     attribution: std::borrow::Cow<'a, str>,
     #[serde(default, borrow)]
     auth: std::borrow::Cow<'a, str>,
-    principal: Option<Box<str>>,
+    principal: Option<Arc<str>>,
     caller: Option<Arc<str>>,
     #[serde(default)]
     pid: u32,
@@ -609,8 +527,8 @@ struct Line<'a> {
     grpc_status: Option<u32>,
     trace_id: Option<Box<str>>,
     parent_id: Option<Box<str>>,
-    user_agent: Option<Box<str>>,
-    response_type: Option<Box<str>>,
+    user_agent: Option<Arc<str>>,
+    response_type: Option<Arc<str>>,
     #[serde(default, borrow)]
     marks: Vec<std::borrow::Cow<'a, str>>,
     #[serde(default, borrow)]
@@ -677,136 +595,6 @@ pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// Writes the members of one JSON object.
-struct Object<'a> {
-    out: &'a mut Vec<u8>,
-    first: bool,
-}
-
-/// Keys of where an end runs; `workload` is `Kind/name`.
-const OWN: [&str; 5] = ["container_id", "namespace", "pod", "workload", "node"];
-/// The same of the other end.
-const PEER: [&str; 5] = ["peer_container_id", "peer_namespace", "peer_pod", "peer_workload", "peer_node"];
-
-impl<'a> Object<'a> {
-    fn open(out: &'a mut Vec<u8>) -> Self {
-        out.reserve(512);
-        out.push(b'{');
-        Self { out, first: true }
-    }
-
-    fn key(&mut self, key: &str) {
-        if !self.first {
-            self.out.push(b',');
-        }
-        self.first = false;
-        self.out.push(b'"');
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(b"\":");
-    }
-
-    fn number(&mut self, key: &str, value: u64) {
-        self.key(key);
-        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
-    }
-
-    /// A value that is known to need no escapes.
-    fn plain(&mut self, key: &str, value: &str) {
-        self.key(key);
-        self.out.push(b'"');
-        self.out.extend_from_slice(value.as_bytes());
-        self.out.push(b'"');
-    }
-
-    fn text(&mut self, key: &str, value: &str) {
-        self.key(key);
-        quote(value, self.out);
-    }
-
-    fn list<'v>(&mut self, key: &str, values: impl Iterator<Item = &'v str>) {
-        self.key(key);
-        self.out.push(b'[');
-        for (i, value) in values.enumerate() {
-            if i > 0 {
-                self.out.push(b',');
-            }
-            quote(value, self.out);
-        }
-        self.out.push(b']');
-    }
-
-    fn origin(&mut self, keys: &[&str; 5], origin: &Origin) {
-        let [id, namespace, pod, workload, node] = keys;
-        if let Some(text) = &origin.container_id {
-            self.text(id, text);
-        }
-        if let Some(text) = origin.namespace() {
-            self.text(namespace, text);
-        }
-        if let Some(text) = &origin.pod {
-            self.text(pod, text);
-        }
-        if let Some(w) = origin.workload.as_ref().filter(|w| w.kind != Kind::Container) {
-            self.text(workload, &format!("{}/{}", w.kind.name(), w.name));
-        }
-        if let Some(text) = &origin.node {
-            self.text(node, text);
-        }
-    }
-
-    fn hex(&mut self, key: &str, value: &[u8]) {
-        self.key(key);
-        self.out.push(b'"');
-        for byte in value {
-            for nibble in [byte >> 4, byte & 15] {
-                self.out.push(b"0123456789abcdef"[usize::from(nibble)]);
-            }
-        }
-        self.out.push(b'"');
-    }
-
-    fn peer(&mut self, key: &str, peer: &Peer) {
-        match peer {
-            Peer::Unknown => {}
-            Peer::Unix(path) => {
-                self.key(key);
-                let at = self.out.len();
-                quote(path, self.out);
-                self.out.splice(at + 1..=at, *b"unix:");
-            }
-            Peer::Ip(address) => {
-                use std::io::Write as _;
-                self.key(key);
-                // Writing to a Vec cannot fail.
-                let _ = write!(self.out, "\"{address}\"");
-            }
-        }
-    }
-}
-
-/// Appends a JSON string (RFC 8259 section 7).
-fn quote(text: &str, out: &mut Vec<u8>) {
-    out.push(b'"');
-    let bytes = text.as_bytes();
-    let mut from = 0;
-    for (i, &b) in bytes.iter().enumerate() {
-        if b >= b' ' && b != b'"' && b != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&bytes[from..i]);
-        from = i + 1;
-        match b {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', b]),
-            _ => {
-                let hex = b"0123456789abcdef";
-                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', hex[usize::from(b >> 4)], hex[usize::from(b & 15)]]);
-            }
-        }
-    }
-    out.extend_from_slice(&bytes[from..]);
-    out.push(b'"');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -833,6 +621,13 @@ mod tests {
         };
         let mut line = Vec::new();
         exchange.write_json(exchange.path.as_deref(), &mut line);
+        let mut lines = json::Lines::default();
+        for other in [true, false, false] {
+            let mut again = Vec::new();
+            let written = if other { Exchange::default() } else { exchange.clone() };
+            lines.write(&written, written.path.as_deref(), &mut again);
+            assert!(other || again == line, "{}", String::from_utf8_lossy(&again));
+        }
         assert_eq!(exchange.server.to_string(), "127.0.0.1:80");
         assert_eq!(Exchange::from_json(&line).expect("readable"), exchange);
     }

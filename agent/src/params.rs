@@ -47,18 +47,16 @@ impl ParamHasher {
     #[must_use]
     pub fn params(&self, path: &str, template: &str) -> Params {
         let mut params = Params::default();
-        if !template.contains('{') {
+        let (mut path, mut template) = (path.as_bytes(), template.as_bytes());
+        if !template.contains(&b'{') {
             return params;
         }
-        let mut segments = path.split('/').filter(|s| !s.is_empty());
-        let mut parts = template.split('/').filter(|s| !s.is_empty()).peekable();
-        while let Some(part) = parts.next() {
-            let Some(segment) = segments.next() else { break };
-            if part.contains('{') {
+        while let (Some(part), Some(segment)) = (next(&mut template), next(&mut path)) {
+            if part.contains(&b'{') {
                 self.add(&mut params, segment);
             }
-            if parts.peek().is_none() {
-                for rest in segments.by_ref() {
+            if template.iter().all(|&b| b == b'/') {
+                while let Some(rest) = next(&mut path) {
                     self.add(&mut params, rest);
                 }
             }
@@ -76,13 +74,23 @@ impl ParamHasher {
         params
     }
 
-    fn add(&self, params: &mut Params, segment: &str) {
+    fn add(&self, params: &mut Params, segment: &[u8]) {
         let mut hasher = self.0;
-        hasher.write(segment.as_bytes());
-        let number = segment.len() <= 19 && segment.bytes().all(|b| b.is_ascii_digit());
-        let bucket = if number { segment.parse::<u64>().ok().map(|n| n >> BUCKET_BITS) } else { None };
-        params.push(Param { hash: hasher.finish(), bucket });
+        hasher.write(segment);
+        let digit = |n: u64, b: &u8| b.is_ascii_digit().then(|| n * 10 + u64::from(b - b'0'));
+        // 19 digits fit.
+        let number = if segment.len() <= 19 { segment.iter().try_fold(0, digit) } else { None };
+        params.push(Param { hash: hasher.finish(), bucket: number.map(|n| n >> BUCKET_BITS) });
     }
+}
+
+/// Takes the next segment that is not empty. Segments are short: a loop beats a vector search.
+fn next<'p>(path: &mut &'p [u8]) -> Option<&'p [u8]> {
+    let start = path.iter().position(|&b| b != b'/')?;
+    let rest = &path[start..];
+    let (segment, after) = rest.split_at(rest.iter().position(|&b| b == b'/').unwrap_or(rest.len()));
+    *path = after;
+    Some(segment)
 }
 
 impl Params {

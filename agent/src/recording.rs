@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
     },
     thread::JoinHandle,
 };
@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
-    exchange::{Exchange, PathForm},
+    exchange::{Exchange, PathForm, json::Lines},
     stats::{Loss, Stats},
 };
 
@@ -28,9 +28,12 @@ const WAITING: usize = 64;
 pub struct Recording {
     block: Vec<u8>,
     lines: u64,
+    text: Lines,
     form: PathForm,
     key: [u8; 32],
     sender: Option<SyncSender<Vec<u8>>>,
+    /// Blocks that are written: their memory is used again.
+    written: Receiver<Vec<u8>>,
     writer: Option<JoinHandle<io::Result<()>>>,
     stats: Arc<Stats>,
 }
@@ -52,8 +55,15 @@ impl Recording {
                 .context("failed to make a key for paths")?;
         }
         let (sender, blocks) = sync_channel::<Vec<u8>>(WAITING);
+        let (back, written) = channel();
         let writer = std::thread::Builder::new().name("recording".into()).spawn(move || {
-            let written = blocks.into_iter().try_for_each(|block| out.write_all(&block)).and_then(|()| out.flush());
+            let write = |block: Vec<u8>| {
+                out.write_all(&block)?;
+                // Nobody takes it any more at the end.
+                let _ = back.send(block);
+                Ok(())
+            };
+            let written = blocks.into_iter().try_for_each(write).and_then(|()| out.flush());
             // Said now: the end, where it is an error, may be days away.
             written
                 .inspect_err(|e| log::error!("the recording ends here, all later exchanges are counted as lost: {e}"))
@@ -61,9 +71,11 @@ impl Recording {
         Ok(Self {
             block: Vec::with_capacity(BLOCK + 4096),
             lines: 0,
+            text: Lines::default(),
             form,
             key,
             sender: Some(sender),
+            written,
             writer: Some(writer),
             stats,
         })
@@ -72,11 +84,11 @@ impl Recording {
     /// Adds one exchange with its route.
     pub fn add(&mut self, exchange: &Exchange, route: &str) {
         match self.form {
-            PathForm::Raw => exchange.write_json(exchange.path.as_deref(), &mut self.block),
-            PathForm::Template => exchange.write_json(Some(route), &mut self.block),
+            PathForm::Raw => self.text.write(exchange, exchange.path.as_deref(), &mut self.block),
+            PathForm::Template => self.text.write(exchange, Some(route), &mut self.block),
             PathForm::Hmac => {
                 let path = exchange.path.as_deref().map(|path| hashed(path, route, &self.key));
-                exchange.write_json(path.as_deref(), &mut self.block);
+                self.text.write(exchange, path.as_deref(), &mut self.block);
             }
         }
         self.lines += 1;
@@ -88,7 +100,9 @@ impl Recording {
     /// Hands what there is to the writer.
     pub fn flush(&mut self) {
         let Some(sender) = self.sender.as_ref().filter(|_| !self.block.is_empty()) else { return };
-        match sender.try_send(std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK + 4096))) {
+        let mut next = self.written.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK + 4096));
+        next.clear();
+        match sender.try_send(std::mem::replace(&mut self.block, next)) {
             Ok(()) => self.lines = 0,
             Err(TrySendError::Full(block)) if block.len() < 8 * BLOCK => self.block = block,
             Err(_) => {

@@ -138,7 +138,7 @@ pub fn replay(files: &[PathBuf], config: &Config, routes: Option<&Path>) -> anyh
 struct Asked {
     service: Arc<str>,
     method: Method,
-    path: Option<Box<str>>,
+    path: Option<Arc<str>>,
 }
 
 impl Asked {

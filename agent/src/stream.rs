@@ -125,7 +125,7 @@ pub struct Live {
     /// Method.
     pub method: Method,
     /// Raw path.
-    pub path: Option<Box<str>>,
+    pub path: Option<Arc<str>>,
     /// First byte, monotonic ns.
     pub first_ts: u64,
     /// Content bytes of request and answer so far.
@@ -710,7 +710,7 @@ impl Stream {
             },
             pid: self.pid,
             grpc_status: self.grpc_status,
-            response_type: self.media[1].as_deref().map(Into::into),
+            response_type: self.media[1].clone(),
             marks: self.marks,
             api,
             stream_error: code.filter(|_| end != End::Complete),
@@ -737,7 +737,7 @@ impl Stream {
                 exchange.auth = credential.auth;
                 exchange.principal = credential.principal;
                 exchange.trace = self.trace;
-                exchange.user_agent = self.user_agent.as_deref().map(Into::into);
+                exchange.user_agent = self.user_agent.clone();
             }
         }
         exchange

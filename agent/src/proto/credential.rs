@@ -10,6 +10,8 @@
 //! principals counts a refused request as nobody's. Negotiate and NTLM tokens change with every
 //! connection, so they have a scheme but no principal.
 //!
+//! What was found in a value is remembered under a keyed hash of it (`memo`).
+//!
 //! **Invariant**: no credential outlives the call that brought it. What is decoded on the way is wiped,
 //! and so are the states of the hash (`zeroize` of `hmac` and `sha2`).
 
@@ -19,6 +21,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, bail};
@@ -31,6 +34,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::memo::Memo;
 use crate::exchange::Auth;
 
 /// Names the key of principals in the environment, as text of at least [`MIN_KEY`] bytes.
@@ -111,6 +115,7 @@ const OTHER_COOKIE: [&str; 27] = [
 #[derive(Clone, Default)]
 pub struct Principals {
     mac: Option<Hmac<Sha256>>,
+    memo: Option<Memo<Found>>,
     headers: Vec<Box<str>>,
     query: Vec<Box<str>>,
 }
@@ -129,7 +134,7 @@ pub struct Credential {
     /// The scheme.
     pub auth: Auth,
     /// The keyed hash of who it stands for: 16 hexadecimal digits.
-    pub principal: Option<Box<str>>,
+    pub principal: Option<Arc<str>>,
 }
 
 /// What one field or a query says of who asks: to be kept in place of the credential, and merged with
@@ -158,7 +163,7 @@ impl Found {
     /// What the credentials say in all.
     #[must_use]
     pub fn credential(self) -> Credential {
-        Credential { auth: self.auth, principal: self.principal.map(|p| format!("{p:016x}").into()) }
+        Credential { auth: self.auth, principal: self.principal.map(hex) }
     }
 }
 
@@ -191,7 +196,9 @@ impl Principals {
         }
         let lower = |names: &[String]| names.iter().map(|n| n.to_ascii_lowercase().into()).collect();
         let mac = Hmac::new_from_slice(key).map_err(|_| anyhow::anyhow!("the key of principals cannot be used"))?;
-        Ok(Self { mac: Some(mac), headers: lower(headers), query: lower(query) })
+        let mut known = Self { mac: Some(mac), memo: None, headers: lower(headers), query: lower(query) };
+        known.memo = Some(Memo::new(&known.key_for("memo")));
+        Ok(known)
     }
 
     /// With the key from [`KEY_VARIABLE`], else from `file`, which is made (mode 0600, 32 random bytes as
@@ -225,7 +232,17 @@ impl Principals {
     /// the same everywhere.
     #[must_use]
     pub fn param_key(&self) -> [u8; 16] {
-        let half = |part: &[u8]| self.hash("path parameters", [b"", part]).unwrap_or(0).to_be_bytes();
+        self.key_for("path parameters")
+    }
+
+    /// A secret key for what was read of heads.
+    #[must_use]
+    pub fn memo_key(&self) -> [u8; 16] {
+        self.key_for("heads")
+    }
+
+    fn key_for(&self, purpose: &str) -> [u8; 16] {
+        let half = |part: &[u8]| self.hash(purpose, [b"", part]).unwrap_or(0).to_be_bytes();
         let mut key = [0; 16];
         key[..8].copy_from_slice(&half(b"0"));
         key[8..].copy_from_slice(&half(b"1"));
@@ -259,22 +276,37 @@ impl fmt::Debug for Principals {
 }
 
 impl Reader<'_> {
+    /// May a field of any name carry a credential? Else those whose names begin with `a`, `c`, `o`, `p` or `x`.
+    #[must_use]
+    pub fn wants_any(&self) -> bool {
+        !self.principals.headers.is_empty()
+    }
+
     /// Takes one header field. Names may be in any case; the first byte and the length are enough to pass
     /// over most.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
         let Some(first) = name.first() else { return };
-        match (name.len(), first | 0x20) {
-            (13, b'a') if name.eq_ignore_ascii_case(b"authorization") => self.authorization(value),
-            (6, b'c') if name.eq_ignore_ascii_case(b"cookie") => self.cookies(value),
-            (23, b'x') if name.eq_ignore_ascii_case(b"x-forwarded-client-cert") => self.forwarded_certificate(value),
-            (6..=25, b'a' | b'x' | b'o' | b'p') if self.is_key(&API_KEY_HEADERS, name) => self.api_key(value),
+        let (kind, read): (u8, fn(&mut Self, &[u8])) = match (name.len(), first | 0x20) {
+            (13, b'a') if name.eq_ignore_ascii_case(b"authorization") => (0, Self::authorization),
+            (6, b'c') if name.eq_ignore_ascii_case(b"cookie") => (1, Self::cookies),
+            (23, b'x') if name.eq_ignore_ascii_case(b"x-forwarded-client-cert") => (2, Self::forwarded_certificate),
+            (6..=25, b'a' | b'x' | b'o' | b'p') if self.is_key(&API_KEY_HEADERS, name) => (3, Self::api_key),
             _ if !self.principals.headers.is_empty()
                 && self.principals.headers.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(name)) =>
             {
-                self.api_key(value);
+                (3, Self::api_key)
             }
-            _ => {}
-        }
+            _ => return,
+        };
+        let Some(memo) = &self.principals.memo else { return read(self, value) };
+        let found = memo.find(kind, value, || {
+            let mut alone = self.principals.reader();
+            read(&mut alone, value);
+            alone.found()
+        });
+        let mut all = Found { rank: self.rank, auth: self.auth, principal: self.principal };
+        all.merge(&found);
+        (self.rank, self.auth, self.principal) = (all.rank, all.auth, all.principal);
     }
 
     /// Takes one query parameter as sent, not decoded.
@@ -414,6 +446,12 @@ impl Reader<'_> {
     }
 }
 
+/// 16 hexadecimal digits: `{:016x}`, on the way of every request.
+fn hex(n: u64) -> Arc<str> {
+    let digits: [u8; 16] = std::array::from_fn(|i| b"0123456789abcdef"[(n >> (60 - 4 * i)) as usize & 15]);
+    std::str::from_utf8(&digits).unwrap_or_default().into()
+}
+
 /// What `slice::split_once` will be.
 trait SplitOnce {
     fn split_once_byte(&self, at: u8) -> Option<(&[u8], &[u8])>;
@@ -513,7 +551,7 @@ mod tests {
             reader.field(name.as_bytes(), value.as_bytes());
         }
         let credential = reader.finish();
-        (credential.auth, credential.principal.map(Into::into))
+        (credential.auth, credential.principal.map(|p| p.to_string()))
     }
 
     fn jwt(payload: &str) -> String {

@@ -2,7 +2,12 @@
 //! long its message is; here it is read for what an exchange carries. Lenient on purpose: what a
 //! server accepted must be counted, well-formed or not.
 
-use super::credential::{Principals, Reader};
+use std::sync::Arc;
+
+use super::{
+    credential::{Principals, Reader},
+    memo::Memo,
+};
 use crate::exchange::{Auth, MAX_QUERY_KEYS, MAX_USER_AGENT, Marks, Method, Protocol, TraceContext, unhex};
 
 /// Longest name of a query parameter that is kept, in bytes.
@@ -12,12 +17,12 @@ const MAX_QUERY_KEY: usize = 64;
 const MAX_MEDIA_TYPE: usize = 64;
 
 /// What is taken from the head of a request.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Method.
     pub method: Method,
     /// Path of the target without query and fragment; `*` and the authority form as they are.
-    pub path: Box<str>,
+    pub path: Arc<str>,
     /// Names of the query parameters.
     pub query_keys: Vec<Box<str>>,
     /// Version.
@@ -25,24 +30,24 @@ pub struct Request {
     /// Kind of credential.
     pub auth: Auth,
     /// Keyed hash of who the credential stands for.
-    pub principal: Option<Box<str>>,
+    pub principal: Option<Arc<str>>,
     /// What else detectors ask for.
     pub marks: Marks,
     /// `traceparent`.
     pub trace: Option<TraceContext>,
     /// `User-Agent`, cut.
-    pub user_agent: Option<Box<str>>,
+    pub user_agent: Option<Arc<str>>,
     /// Media type without parameters, lower case.
-    pub media_type: Option<Box<str>>,
+    pub media_type: Option<Arc<str>>,
 }
 
 /// What is taken from the head of a response.
-#[derive(Debug, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Response {
     /// Status code.
     pub status: u16,
     /// Media type without parameters, lower case.
-    pub media_type: Option<Box<str>>,
+    pub media_type: Option<Arc<str>>,
     /// `Upgrade: websocket`.
     pub websocket: bool,
     /// `Upgrade: h2c` (RFC 7540 section 3.2).
@@ -51,6 +56,32 @@ pub struct Response {
     pub grpc_status: Option<u32>,
     /// What else detectors ask for.
     pub marks: Marks,
+}
+
+/// What was read of heads lately.
+pub struct Heads {
+    requests: Memo<Option<Request>>,
+    responses: Memo<Option<Response>>,
+}
+
+impl Heads {
+    /// Remembers nothing yet; `key` is secret.
+    #[must_use]
+    pub fn new(key: &[u8; 16]) -> Self {
+        Self { requests: Memo::new(key), responses: Memo::new(key) }
+    }
+
+    /// As [`request_of`].
+    #[must_use]
+    pub fn request(&self, head: &[u8], principals: &Principals) -> Option<Request> {
+        self.requests.find(0, head, || request_of(head, principals))
+    }
+
+    /// As [`response`].
+    #[must_use]
+    pub fn response(&self, head: &[u8]) -> Option<Response> {
+        self.responses.find(0, head, || response(head))
+    }
 }
 
 /// Reads the head of a request, without principals. `None` when its first line is none.
@@ -92,7 +123,8 @@ pub fn request_of(head: &[u8], principals: &Principals) -> Option<Request> {
     if !query.is_empty() {
         query_credentials(query, &mut credentials);
     }
-    for (name, value) in Fields(fields) {
+    let all = credentials.wants_any();
+    for (name, value) in (Fields { rest: fields, wanted: if all { |_| true } else { of_request } }) {
         field(&mut request, name, value);
         credentials.field(name, value);
     }
@@ -108,10 +140,13 @@ fn field(request: &mut Request, name: &[u8], value: &[u8]) {
     match (name.len(), name[0] | 0x20) {
         (11, b't') if is(b"traceparent") => request.trace = traceparent(value),
         (10, b'u') if is(b"user-agent") => {
-            let end = value.len().min(MAX_USER_AGENT);
-            request.user_agent = Some(String::from_utf8_lossy(&value[..end]).into());
+            let cut = &value[..value.len().min(MAX_USER_AGENT)];
+            request.user_agent = Some(match std::str::from_utf8(cut) {
+                Ok(text) => text.into(),
+                Err(_) => String::from_utf8_lossy(cut).into(),
+            });
         }
-        (12, b'c') if is(b"content-type") => request.media_type = media_type(value).map(Into::into),
+        (12, b'c') if is(b"content-type") => request.media_type = media_type(value),
         (22, b'x') if is(b"x-http-method-override") => request.marks.insert(Marks::METHOD_OVERRIDE),
         (17, b'x') if is(b"x-method-override") => request.marks.insert(Marks::METHOD_OVERRIDE),
         (13, b'x') if is(b"x-http-method") => request.marks.insert(Marks::METHOD_OVERRIDE),
@@ -129,10 +164,10 @@ pub fn response(head: &[u8]) -> Option<Response> {
     let digits = line.get(9..12)?;
     let status = digits.iter().try_fold(0u16, |n, d| d.is_ascii_digit().then(|| n * 10 + u16::from(d - b'0')))?;
     let mut response = Response { status, ..Response::default() };
-    for (name, value) in Fields(fields) {
+    for (name, value) in (Fields { rest: fields, wanted: of_response }) {
         match (name.len(), name[0] | 0x20) {
             (12, b'c') if name.eq_ignore_ascii_case(b"content-type") => {
-                response.media_type = media_type(value).map(Into::into);
+                response.media_type = media_type(value);
             }
             (7, b'u') if name.eq_ignore_ascii_case(b"upgrade") => {
                 response.websocket = value.eq_ignore_ascii_case(b"websocket");
@@ -157,19 +192,49 @@ fn first_line(head: &[u8]) -> (&[u8], &[u8]) {
     (line.strip_suffix(b"\r").unwrap_or(line), &head[end + 1..])
 }
 
-/// The fields of a head: names and trimmed values. Lines without a name are passed over.
-struct Fields<'a>(&'a [u8]);
+/// The fields of a head whose lines may be wanted: names and trimmed values. Lines without a name are passed over.
+struct Fields<'a> {
+    rest: &'a [u8],
+    /// May this line be wanted? A look at a byte or two, where looking for the colon takes one at every byte.
+    wanted: fn(&[u8]) -> bool,
+}
+
+/// May a request's field on this line be wanted? Credentials begin with `a`, `c`, `o`, `p` or `x`.
+fn of_request(line: &[u8]) -> bool {
+    match line.first().map(|b| b | 0x20) {
+        Some(b'a' | b'o' | b'p' | b'x') => true,
+        Some(b'c') => matches!((line.get(6), line.get(12)), (Some(b':'), _) | (_, Some(b':'))),
+        Some(b'u') => line.get(10) == Some(&b':'),
+        Some(b't') => line.get(11) == Some(&b':'),
+        _ => false,
+    }
+}
+
+/// May a response's field on this line be wanted?
+fn of_response(line: &[u8]) -> bool {
+    let colon = match line.first().map(|b| b | 0x20) {
+        Some(b'c') => 12,
+        Some(b'd' | b'g') => 11,
+        Some(b's') => 6,
+        Some(b'u') => 7,
+        Some(b'w') => 16,
+        _ => return false,
+    };
+    line.get(colon) == Some(&b':')
+}
 
 impl<'a> Iterator for Fields<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.0.is_empty() {
-            let end = memchr::memchr(b'\n', self.0).unwrap_or(self.0.len());
-            let line = &self.0[..end];
-            self.0 = self.0.get(end + 1..).unwrap_or_default();
+        while !self.rest.is_empty() {
+            let end = memchr::memchr(b'\n', self.rest).unwrap_or(self.rest.len());
+            let line = &self.rest[..end];
+            self.rest = self.rest.get(end + 1..).unwrap_or_default();
             // Names are short: a plain loop beats a vector search.
-            if let Some(colon) = line.iter().position(|&b| b == b':').filter(|&c| c > 0) {
+            if (self.wanted)(line)
+                && let Some(colon) = line.iter().position(|&b| b == b':').filter(|&c| c > 0)
+            {
                 return Some((&line[..colon], line[colon + 1..].trim_ascii()));
             }
         }
@@ -200,7 +265,7 @@ pub(super) fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A path as text: bytes that are not UTF-8 are percent-encoded.
-pub(super) fn text(path: &[u8]) -> Box<str> {
+pub(super) fn text<T: for<'t> From<&'t str>>(path: &[u8]) -> T {
     if let Ok(text) = std::str::from_utf8(path) {
         return text.into();
     }
@@ -211,7 +276,7 @@ pub(super) fn text(path: &[u8]) -> Box<str> {
             out.push_str(&format!("%{byte:02X}"));
         }
     }
-    out.into()
+    out.as_str().into()
 }
 
 pub(super) fn query_keys(query: &[u8]) -> Vec<Box<str>> {
@@ -237,9 +302,14 @@ pub(super) fn query_credentials(query: &[u8], credentials: &mut Reader<'_>) {
 }
 
 /// A media type without its parameters, lower case.
-pub(super) fn media_type(value: &[u8]) -> Option<String> {
-    let end = memchr::memchr(b';', value).unwrap_or(value.len());
-    String::from_utf8(value[..end].trim_ascii().to_ascii_lowercase()).ok().filter(|m| m.len() <= MAX_MEDIA_TYPE)
+pub(super) fn media_type(value: &[u8]) -> Option<Arc<str>> {
+    let end = value.iter().position(|&b| b == b';').unwrap_or(value.len());
+    let media = std::str::from_utf8(value[..end].trim_ascii()).ok().filter(|m| m.len() <= MAX_MEDIA_TYPE)?;
+    if media.bytes().any(|b| b.is_ascii_uppercase()) {
+        Some(media.to_ascii_lowercase().into())
+    } else {
+        Some(media.into())
+    }
 }
 
 /// A `traceparent` value (W3C Trace Context, version 00 and compatible ones).
@@ -276,8 +346,7 @@ mod tests {
 
     #[test]
     fn every_form_of_target() {
-        let path =
-            |target: &str| request(format!("GET {target} HTTP/1.0\n\n").as_bytes()).map(|r| r.path.into_string());
+        let path = |target: &str| request(format!("GET {target} HTTP/1.0\n\n").as_bytes()).map(|r| r.path.to_string());
         assert_eq!(path("http://user:pw@h.test/absolute?q=1").as_deref(), Some("/absolute"));
         assert_eq!(path("http://h.test").as_deref(), Some("/"));
         assert_eq!(path("http://h.test?x=1").as_deref(), Some("/"));
@@ -285,7 +354,7 @@ mod tests {
         assert_eq!(path("db.internal:443").as_deref(), Some("db.internal:443"));
         assert_eq!(path("/a?url=http://x/y").as_deref(), Some("/a"));
         assert_eq!(
-            request(b"GET /\xff\xfe/x HTTP/1.1\r\n\r\n").map(|r| r.path.into_string()).as_deref(),
+            request(b"GET /\xff\xfe/x HTTP/1.1\r\n\r\n").map(|r| r.path.to_string()).as_deref(),
             Some("/%FF%FE/x")
         );
     }

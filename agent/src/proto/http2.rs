@@ -127,7 +127,7 @@ pub enum Value {
 #[derive(Debug, Default, PartialEq)]
 pub struct Target {
     /// Without the query.
-    pub path: Box<str>,
+    pub path: Arc<str>,
     /// Names of the query's parameters.
     pub query_keys: Vec<Box<str>>,
     /// Credentials in the query.
@@ -264,7 +264,7 @@ impl Meaning for Fields<'_> {
                 let end = value.len().min(MAX_USER_AGENT);
                 Value::Text(String::from_utf8_lossy(&value[..end]).as_ref().into())
             }
-            Name::ContentType => http1::media_type(value).map_or(Value::None, |m| Value::Text(m.into())),
+            Name::ContentType => http1::media_type(value).map_or(Value::None, Value::Text),
             // A status that is none is an unknown error (gRPC over HTTP/2: Responses).
             Name::GrpcStatus => Value::GrpcStatus(number().unwrap_or(2)),
             Name::Credential(name) => {

@@ -7,3 +7,4 @@ pub mod hpack;
 pub mod http1;
 pub mod http2;
 mod huffman;
+mod memo;
