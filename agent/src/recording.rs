@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
 };
@@ -55,12 +55,12 @@ impl Recording {
                 .context("failed to make a key for paths")?;
         }
         let (sender, blocks) = sync_channel::<Vec<u8>>(WAITING);
-        let (back, written) = channel();
+        let (back, written) = sync_channel(WAITING);
         let writer = std::thread::Builder::new().name("recording".into()).spawn(move || {
             let write = |block: Vec<u8>| {
                 out.write_all(&block)?;
-                // Nobody takes it any more at the end.
-                let _ = back.send(block);
+                // Blocks that are not needed again go.
+                let _ = back.try_send(block);
                 Ok(())
             };
             let written = blocks.into_iter().try_for_each(write).and_then(|()| out.flush());
