@@ -72,6 +72,17 @@ fn header(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {
     record.body = d.body;
 }
 
+/// Does the agent want no more of this connection? Then it gets no more.
+#[inline(always)]
+fn is_unwanted(connection: &mut Connection) -> bool {
+    let place = connection.id as u32 & (agent_ebpf::UNWANTED as u32 - 1);
+    let unwanted = maps::UNWANTED.get(place).is_some_and(|&id| id == connection.id);
+    if unwanted {
+        connection.state |= maps::QUIET;
+    }
+    unwanted
+}
+
 /// Passes on the first `len` bytes of `work.data`, of which `skip` are repeated. False when the ring
 /// is full.
 #[inline(always)]
@@ -84,8 +95,12 @@ pub fn head(
     message: u64,
     body: u64,
 ) -> bool {
-    if connection.state & OPENED == 0 && !open(work, connection) {
-        return false;
+    if connection.state & OPENED == 0 {
+        if !open(work, connection) {
+            return false;
+        }
+    } else if is_unwanted(connection) {
+        return true;
     }
     header(work, connection, Kind::HEAD, flags);
     work.record.skip = skip;
@@ -99,8 +114,12 @@ pub fn head(
 /// Passes on the frames in `work.data`. False when the ring is full.
 #[inline(always)]
 pub fn frames(work: &mut Work, connection: &mut Connection, direction: usize, flags: u16) -> bool {
-    if connection.state & OPENED == 0 && !open(work, connection) {
-        return false;
+    if connection.state & OPENED == 0 {
+        if !open(work, connection) {
+            return false;
+        }
+    } else if is_unwanted(connection) {
+        return true;
     }
     let record = &mut work.record;
     record.kind = Kind::FRAMES;

@@ -596,7 +596,8 @@ fn first_line(work: &Work, d: &mut Direction, line: u64, feed: u64) -> bool {
         d.status = u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0');
         return d.status >= 100;
     }
-    if d.bits & IS_RESPONSE != 0 && feed - line > 1 && (first ^ HTTP_1_ANY) & 0xffff == 0 {
+    // "HTTP/", of another version: a method may begin so but for the slash, and be cut there.
+    if d.bits & IS_RESPONSE != 0 && feed - line > 4 && (first ^ HTTP_1_ANY) & 0xff_ffff_ffff == 0 {
         return false;
     }
     d.bits &= !IS_RESPONSE;

@@ -147,6 +147,9 @@ impl Op {
     pub const GO_RETURN: u64 = 18;
 }
 
+/// Places for connections that the agent leaves out; a power of two.
+pub const UNWANTED: usize = 4096;
+
 /// Layouts of sessions that are kept.
 pub const LAYOUTS: usize = 256;
 

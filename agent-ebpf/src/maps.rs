@@ -54,6 +54,11 @@ pub static EXCLUDED_PIDS: HashMap<u32, u8, 4096, 0> = HashMap::new();
 #[btf_map]
 pub static EXCLUDED_PORTS: HashMap<u16, u8, 1024, 0> = HashMap::new();
 
+/// Connections that the rules leave out, by the last bits of their numbers. The agent writes one that sends it
+/// records all the same, and again when another took its place before it was seen here.
+#[btf_map]
+pub static UNWANTED: Array<u64, { agent_ebpf::UNWANTED }, 0> = Array::new();
+
 /// [0]: generation of the exclusion rules; from 1, so that new state is always checked.
 #[btf_map]
 pub static RULES: Array<u32, 1, 0> = Array::new();

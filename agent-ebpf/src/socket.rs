@@ -27,7 +27,10 @@ const MSG_ERRQUEUE: i32 = 0x2000;
 /// After each send: `(struct sock *sk, int ret, int flags)`.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send(ctx: BtfTracePointContext) -> i32 {
-    sent(ctx.arg(0), ctx.arg(1));
+    // The last byte of an urgent send is no part of the stream.
+    let flags: i32 = ctx.arg(2);
+    let ret: i32 = ctx.arg(1);
+    sent(ctx.arg(0), if flags & MSG_OOB != 0 { ret - 1 } else { ret });
     0
 }
 

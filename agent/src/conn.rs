@@ -58,6 +58,10 @@ pub trait Outside {
     fn sealed(&mut self, _pid: u32, _read: bool, _bytes: u64) {}
     /// Is this process gone?
     fn is_gone(&mut self, pid: u32) -> bool;
+    /// Records come of a connection that the rules leave out.
+    fn unwanted(&mut self, id: u64) {
+        let _ = id;
+    }
 }
 
 /// All connections that speak HTTP.
@@ -266,6 +270,9 @@ impl Connections {
         }
         self.order.push_back(id);
         let identity = outside.identify(pid, &opened.comm, &opened.local, &opened.remote);
+        if !identity.wanted {
+            outside.unwanted(id);
+        }
         if matches!(opened.local, Peer::Unix(_)) {
             self.unix.insert(opened.sock, id);
         }
@@ -296,7 +303,7 @@ impl Connections {
             return;
         };
         if !connection.identity.wanted {
-            return;
+            return outside.unwanted(id);
         }
         let partial = &mut connection.partial[usize::from(head.message.sent)];
         if head.first && !partial.is_empty() {
@@ -430,7 +437,7 @@ impl Connections {
             return;
         };
         if !connection.identity.wanted {
-            return;
+            return outside.unwanted(id);
         }
         let open = |session: &Option<Box<Session>>| session.as_ref().map_or(0, |s| s.open());
         let before = open(&connection.http2);

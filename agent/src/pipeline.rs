@@ -62,6 +62,8 @@ const COVERAGE: Duration = Duration::from_secs(15);
 const INVENTORY: Duration = Duration::from_secs(60);
 /// Most renamed routes that wait for it; entries of later ones keep their old names.
 const MAX_MOVES: usize = 20_000;
+/// Most connections that the kernel side is told to leave out at once; the others are told later.
+const MAX_UNWANTED: usize = 1_024;
 /// What the kernel needs for one connection's state, bytes: the value and its bookkeeping.
 const STATE_BYTES: u64 = 512;
 
@@ -328,6 +330,8 @@ struct Inner {
     stats: Arc<Stats>,
     /// Processes that the kernel side is to leave alone from now on.
     excluded: Vec<u32>,
+    /// Connections of these that send records still.
+    unwanted: Vec<u64>,
     /// Those that it leaves alone.
     left_alone: HashSet<u32>,
     shared: Arc<Shared>,
@@ -372,6 +376,7 @@ impl Capture {
                 recording,
                 stats,
                 excluded: Vec::new(),
+                unwanted: Vec::new(),
                 left_alone: HashSet::new(),
                 shared: shared.clone(),
                 config,
@@ -416,6 +421,9 @@ impl Capture {
                     inner.stats.lose(Loss::BadRecord, 1);
                 }
             });
+            for id in self.inner.unwanted.drain(..) {
+                self.kernel.exclude_connection(id);
+            }
             let now = Instant::now();
             if now >= next_work {
                 next_work = now + HOUSEKEEPING;
@@ -634,6 +642,12 @@ impl Outside for Inner {
 
     fn is_gone(&mut self, pid: u32) -> bool {
         identity::is_gone(pid)
+    }
+
+    fn unwanted(&mut self, id: u64) {
+        if self.unwanted.len() < MAX_UNWANTED && self.unwanted.last() != Some(&id) {
+            self.unwanted.push(id);
+        }
     }
 }
 

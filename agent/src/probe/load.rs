@@ -60,6 +60,7 @@ pub struct Wanted {
 pub struct Kernel {
     ebpf: Ebpf,
     excluded: HashMap<MapData, u32, u8>,
+    unwanted: Array<MapData, u64>,
     ports: HashMap<MapData, u16, u8>,
     rules: Array<MapData, u32>,
     counts: PerCpuArray<MapData, u64>,
@@ -191,6 +192,7 @@ impl Kernel {
         let layouts = Array::try_from(take(&mut ebpf, "LAYOUTS")?)?;
         let mut kernel = Self {
             excluded: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PIDS")?)?,
+            unwanted: Array::try_from(take(&mut ebpf, "UNWANTED")?)?,
             ports: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PORTS")?)?,
             rules: Array::try_from(take(&mut ebpf, "RULES")?)?,
             counts: PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?)?,
@@ -356,6 +358,14 @@ impl Kernel {
         let done = self.ports.insert(port, 1, 0).is_ok();
         self.recheck();
         done
+    }
+
+    /// Leaves a connection alone from its next message on. To be said again when it sends records all the same.
+    pub fn exclude_connection(&mut self, id: u64) {
+        let place = id as u32 & (agent_ebpf::UNWANTED as u32 - 1);
+        if let Err(e) = self.unwanted.set(place, id, 0) {
+            log::debug!("a connection that is left out costs more than it should: {e}");
+        }
     }
 
     fn recheck(&mut self) {
