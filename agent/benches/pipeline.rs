@@ -31,8 +31,7 @@ impl Outside for Sink {
     fn identify(&mut self, _: u32, _: &str, _: &Peer, _: &Peer) -> Identity {
         Identity { service: self.service.clone(), exe: None, origin: None, wanted: true }
     }
-    fn exchange(&mut self, exchange: Exchange) {
-        let exchange = &exchange;
+    fn exchange(&mut self, exchange: &mut Exchange) {
         let route = self.routes.route(exchange);
         let at = self.endpoints.record(exchange, &route.template, route.source);
         if let (Some((detectors, hasher, recording)), Some(at)) = (&mut self.more, at) {

@@ -52,8 +52,8 @@ pub struct Identity {
 pub trait Outside {
     /// Who runs as `pid`; `comm` is what the kernel called it. The addresses are as seen from it.
     fn identify(&mut self, pid: u32, comm: &str, local: &Peer, remote: &Peer) -> Identity;
-    /// Takes a finished exchange.
-    fn exchange(&mut self, exchange: Exchange);
+    /// Sees a finished exchange; what it leaves of it is not looked at again.
+    fn exchange(&mut self, exchange: &mut Exchange);
     /// A TLS connection of a process ended, with these bytes of ciphertext; `read` where its plaintext was.
     fn sealed(&mut self, _pid: u32, _read: bool, _bytes: u64) {}
     /// Is this process gone?
@@ -145,7 +145,7 @@ struct Pending {
     index: u32,
     /// Sent by this end.
     sent: bool,
-    request: Option<http1::Request>,
+    request: Option<Arc<http1::Request>>,
     first_ts: u64,
     pid: u32,
     request_bytes: u64,
@@ -154,7 +154,7 @@ struct Pending {
     lost: bool,
     /// Bytes of interim responses.
     interim: u64,
-    response: Option<http1::Response>,
+    response: Option<Arc<http1::Response>>,
     response_bytes: u64,
     response_body: u64,
     response_done: bool,
@@ -174,7 +174,7 @@ impl Pending {
     fn live(&self) -> Option<Live> {
         let request = self.request.as_ref()?;
         Some(Live {
-            api: Self::api(request, self.response.as_ref()),
+            api: Self::api(request, self.response.as_deref()),
             method: request.method.clone(),
             path: Some(request.path.clone()),
             first_ts: self.first_ts,
@@ -456,9 +456,10 @@ impl Connections {
         for exchange in &mut finished {
             connection.dress(exchange, self.epoch);
         }
-        for exchange in finished.drain(..) {
+        for exchange in &mut finished {
             self.deliver(exchange, true, outside);
         }
+        finished.clear();
         self.finished = finished;
     }
 
@@ -518,16 +519,17 @@ impl Connections {
             None => End::Complete,
         };
         let answered = pending.response.is_some();
-        let response = pending.response.take().unwrap_or_default();
-        let api = Pending::api(&request, Some(&response));
-        let exchange = Exchange {
+        let none = http1::Response::default();
+        let response = pending.response.as_deref().unwrap_or(&none);
+        let api = Pending::api(&request, Some(response));
+        let mut exchange = Exchange {
             ts: pending.first_ts + self.epoch,
             duration_ns: pending.last_ts.saturating_sub(pending.first_ts),
             service: connection.identity.service.clone(),
             side,
-            method: request.method,
-            path: Some(request.path),
-            query_keys: request.query_keys,
+            method: request.method.clone(),
+            path: Some(request.path.clone()),
+            query_keys: request.query_keys.clone(),
             status: response.status,
             request_bytes: pending.request_bytes,
             response_bytes: pending.response_bytes + pending.interim,
@@ -545,7 +547,7 @@ impl Connections {
             end,
             attribution: connection.tls.unwrap_or(Attribution::Socket),
             auth: request.auth,
-            principal: request.principal,
+            principal: request.principal.clone(),
             caller: None,
             origin: connection.identity.origin.clone(),
             peer: None,
@@ -553,29 +555,29 @@ impl Connections {
             exe: connection.identity.exe.clone(),
             grpc_status: response.grpc_status,
             trace: request.trace,
-            user_agent: request.user_agent,
-            response_type: response.media_type,
+            user_agent: request.user_agent.clone(),
+            response_type: response.media_type.clone(),
             marks: request.marks.with(response.marks),
             api,
             stream_error: None,
             messages: None,
         };
         recycle(&mut self.spare, pending);
-        self.deliver(exchange, answered, outside);
+        self.deliver(&mut exchange, answered, outside);
     }
 
     /// Hands out an exchange, unless the other end of its connection may know better how it ended.
-    fn deliver(&mut self, exchange: Exchange, answered: bool, outside: &mut impl Outside) {
+    fn deliver(&mut self, exchange: &mut Exchange, answered: bool, outside: &mut impl Outside) {
         let (side, end) = (exchange.side, exchange.end);
         if exchange.protocol == Protocol::Http2 {
             // Streams say themselves how they end.
             return outside.exchange(exchange);
         }
         if !self.held.is_empty() && side == Side::Server {
-            self.settle(&exchange, outside);
+            self.settle(exchange, outside);
         }
         if end == End::Closed && side == Side::Client && answered && self.held.len() < MAX_HELD {
-            self.held.push_back((exchange.ts + exchange.duration_ns, exchange));
+            self.held.push_back((exchange.ts + exchange.duration_ns, std::mem::take(exchange)));
             return;
         }
         outside.exchange(exchange);
@@ -592,7 +594,7 @@ impl Connections {
         {
             exchange.end = server.end;
         }
-        outside.exchange(exchange);
+        outside.exchange(&mut exchange);
     }
 
     fn close(&mut self, id: u64, ts: u64, closed: Option<Closed>, outside: &mut impl Outside) {
@@ -681,8 +683,8 @@ impl Connections {
     /// is gone. `now` is monotonic, ns. To be called about once a second.
     pub fn sweep(&mut self, now: u64, outside: &mut impl Outside) {
         while self.held.front().is_some_and(|(ts, _)| now + self.epoch > ts + HOLD) {
-            if let Some((_, exchange)) = self.held.pop_front() {
-                outside.exchange(exchange);
+            if let Some((_, mut exchange)) = self.held.pop_front() {
+                outside.exchange(&mut exchange);
             }
         }
         let answered: Vec<u64> = self
@@ -713,8 +715,8 @@ impl Connections {
 
     /// Hands out what waits, at the agent's own end.
     pub fn flush(&mut self, outside: &mut impl Outside) {
-        for (_, exchange) in std::mem::take(&mut self.held) {
-            outside.exchange(exchange);
+        for (_, mut exchange) in std::mem::take(&mut self.held) {
+            outside.exchange(&mut exchange);
         }
         // What left HTTP is known to be whole as an exchange; its connection just goes on.
         let upgraded: Vec<u64> =

@@ -30,7 +30,7 @@ pub struct Exchange {
     /// Path without query and fragment; `None` when it cannot be known (a header table older than the agent).
     pub path: Option<Arc<str>>,
     /// Names of query parameters in order of appearance, values never. At most [`MAX_QUERY_KEYS`].
-    pub query_keys: Vec<Box<str>>,
+    pub query_keys: Arc<[Box<str>]>,
     /// Status code; 0 where no answer came.
     pub status: u16,
     /// The whole request as it went over the connection: head, body and framing.
@@ -426,7 +426,7 @@ impl Default for Exchange {
             side: Side::Server,
             method: Method::Unknown,
             path: None,
-            query_keys: Vec::new(),
+            query_keys: Arc::default(),
             status: 0,
             request_bytes: 0,
             response_bytes: 0,
@@ -548,7 +548,7 @@ impl From<Line<'_>> for Exchange {
             side: Side::from_name(&line.side).unwrap_or(Side::Server),
             method: Method::from_token(line.method.as_deref().unwrap_or_default()),
             path: line.path,
-            query_keys: line.query_keys,
+            query_keys: line.query_keys.into(),
             status: line.status,
             request_bytes: line.request_bytes,
             response_bytes: line.response_bytes,
@@ -607,7 +607,7 @@ mod tests {
             side: Side::Client,
             method: Method::from_token("PURGE"),
             path: Some("/caf\u{e9}/\\x".into()),
-            query_keys: vec!["a".into(), "b".into()],
+            query_keys: vec!["a".into(), "b".into()].into(),
             status: 418,
             request_body_bytes: Some(0),
             client: Peer::Unix("/run/x".into()),

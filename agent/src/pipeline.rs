@@ -625,14 +625,10 @@ impl Outside for Inner {
         Identity { service, exe: process.exe, origin, wanted }
     }
 
-    fn exchange(&mut self, exchange: Exchange) {
-        match &mut self.ends {
-            Some(ends) => {
-                if let Some(exchange) = ends.name(exchange, wall()) {
-                    self.take(&exchange);
-                }
-            }
-            None => self.take(&exchange),
+    fn exchange(&mut self, exchange: &mut Exchange) {
+        // One that waits for the names of its ends comes later.
+        if self.ends.as_mut().is_none_or(|ends| ends.name(exchange, wall())) {
+            self.take(exchange);
         }
     }
 

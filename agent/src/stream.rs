@@ -114,7 +114,7 @@ struct Stream {
     grpc_status: Option<u32>,
     marks: crate::exchange::Marks,
     /// The request came over HTTP/1 (h2c by upgrade).
-    upgraded_from: Option<Box<http1::Request>>,
+    upgraded_from: Option<Arc<http1::Request>>,
 }
 
 /// A stream that is open, for a live view.
@@ -199,7 +199,7 @@ impl Session {
     /// A session that begins with `101 Switching Protocols`: `request` is its first stream (RFC 7540 section
     /// 3.2). `bytes` and `body` are its sizes.
     #[must_use]
-    pub fn upgraded(request: http1::Request, sent: bool, first_ts: u64, pid: u32, bytes: u64, body: u64) -> Self {
+    pub fn upgraded(request: Arc<http1::Request>, sent: bool, first_ts: u64, pid: u32, bytes: u64, body: u64) -> Self {
         let mut session = Self::new(false);
         session.client = Some(usize::from(sent));
         session.last_stream = 1;
@@ -212,7 +212,7 @@ impl Session {
             bytes: [bytes, 0],
             body: [body, 0],
             inexact: true,
-            upgraded_from: Some(Box::new(request)),
+            upgraded_from: Some(request),
             ..Stream::default()
         };
         session.streams.insert(1, Box::new(stream));
@@ -717,15 +717,15 @@ impl Stream {
             messages: (api == Api::Grpc && !self.inexact && !self.lost).then_some(self.messages),
             ..Exchange::default()
         };
-        match self.upgraded_from {
+        match &self.upgraded_from {
             Some(request) => {
-                exchange.method = request.method;
-                exchange.path = Some(request.path);
-                exchange.query_keys = request.query_keys;
+                exchange.method = request.method.clone();
+                exchange.path = Some(request.path.clone());
+                exchange.query_keys = request.query_keys.clone();
                 exchange.auth = request.auth;
-                exchange.principal = request.principal;
+                exchange.principal = request.principal.clone();
                 exchange.trace = request.trace;
-                exchange.user_agent = request.user_agent;
+                exchange.user_agent = request.user_agent.clone();
                 exchange.marks.insert(request.marks);
             }
             None => {

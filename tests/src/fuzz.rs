@@ -91,7 +91,7 @@ impl Outside for Sink {
         Identity { service: comm.into(), exe: None, origin: None, wanted: !comm.starts_with('x') }
     }
 
-    fn exchange(&mut self, exchange: Exchange) {
+    fn exchange(&mut self, exchange: &mut Exchange) {
         self.0 += 1;
         // What is written must be read again: recordings are an input too.
         let mut line = Vec::new();

@@ -284,7 +284,7 @@ mod tests {
         for i in 0..100 {
             let exchange = Exchange {
                 response_type: Some(format!("application/x{i}").into()),
-                query_keys: vec![format!("q{i}").into(), "page".into()],
+                query_keys: vec![format!("q{i}").into(), "page".into()].into(),
                 caller: Some(format!("caller{i}").into()),
                 client: Peer::parse("203.0.113.7:1"),
                 status: 200,

@@ -53,23 +53,23 @@ impl Ends {
         Self { pods, waiting: VecDeque::new(), strangers: FxHashMap::default(), changes: 0, stats }
     }
 
-    /// Takes an exchange; gives it back with its names, unless it has to wait for them. `now` is ns since
-    /// the epoch.
-    pub fn name(&mut self, mut exchange: Exchange, now: u64) -> Option<Exchange> {
+    /// Names the ends of an exchange. False when it was taken, to wait for what the API server says: see
+    /// [`Ends::due`]. `now` is ns since the epoch.
+    pub fn name(&mut self, exchange: &mut Exchange, now: u64) -> bool {
         let missing = {
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            look_up(&pods, &mut exchange, !pods.is_live(Source::NodePods))
+            look_up(&pods, exchange, !pods.is_live(Source::NodePods))
         };
         let stranger = missing.peer.is_some_and(|a| self.strangers.get(&a).is_some_and(|until| *until > now));
         if !missing.own && (missing.peer.is_none() || stranger) {
-            return Some(exchange);
+            return true;
         }
         if self.waiting.len() >= MAX_WAITING {
             self.stats.unnamed(Unnamed::WaitingFull, 1);
-            return Some(exchange);
+            return true;
         }
-        self.waiting.push_back((now + WAIT, exchange));
-        None
+        self.waiting.push_back((now + WAIT, std::mem::take(exchange)));
+        false
     }
 
     /// What waited and is named now, or waited long enough.
@@ -211,9 +211,9 @@ mod tests {
     #[test]
     fn waits_for_the_api_and_no_longer_than_it_should() {
         let (pods, stats, mut ends) = start();
-        assert!(ends.name(exchange("c1", "10.0.0.9:5"), 100 * S).is_some(), "no API: nothing waits");
+        assert!(ends.name(&mut exchange("c1", "10.0.0.9:5"), 100 * S), "no API: nothing waits");
         pods.write().expect("whole").set_live(Source::NodePods, true);
-        assert!(ends.name(exchange("c1", "10.0.0.9:5"), 100 * S).is_none());
+        assert!(!ends.name(&mut exchange("c1", "10.0.0.9:5"), 100 * S));
         assert!(ends.due(100 * S + S).is_empty());
         pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"), 0);
         let named = ends.due(100 * S + S);
@@ -224,12 +224,12 @@ mod tests {
         let first = named.first().expect("named");
         assert_eq!((&*first.service, first.caller.as_deref()), ("web-svc", Some("shop/job")));
         assert_eq!(first.origin.as_ref().and_then(|o| o.pod.as_deref()), Some("web"));
-        assert!(ends.name(exchange("c2", "10.0.0.7:5"), 100 * S).is_none());
+        assert!(!ends.name(&mut exchange("c2", "10.0.0.7:5"), 100 * S));
         let unnamed = ends.due(103 * S);
         assert_eq!((unnamed.len(), &*unnamed[0].service), (1, "python3"));
         let totals = stats.totals();
         assert_eq!((totals.unnamed["pod"], totals.unnamed["peer"]), (1, 1));
-        assert!(ends.name(exchange("c1", "10.0.0.7:5"), 104 * S).is_some(), "a stranger is not waited for again");
+        assert!(ends.name(&mut exchange("c1", "10.0.0.7:5"), 104 * S), "a stranger is not waited for again");
     }
 
     #[test]
@@ -238,16 +238,16 @@ mod tests {
         pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"), 0);
         let mut own = exchange("c1", "127.0.0.1:5");
         own.origin = own.origin.map(|o| Arc::new(Origin { named: true, ..(*o).clone() }));
-        let named = ends.name(own, 100 * S).expect("known");
-        assert_eq!(&*named.service, "python3");
-        assert_eq!(named.peer.expect("the pod itself").pod.as_deref(), Some("web"));
+        assert!(ends.name(&mut own, 100 * S), "known");
+        assert_eq!(&*own.service, "python3");
+        assert_eq!(own.peer.expect("the pod itself").pod.as_deref(), Some("web"));
     }
 
     #[test]
     fn what_waits_is_bounded() {
         let (pods, stats, mut ends) = start();
         pods.write().expect("whole").set_live(Source::NodePods, true);
-        let passed = (0..MAX_WAITING + 5).filter_map(|_| ends.name(exchange("c", "9.9.9.9:1"), 0)).count();
+        let passed = (0..MAX_WAITING + 5).filter(|_| ends.name(&mut exchange("c", "9.9.9.9:1"), 0)).count();
         assert_eq!((passed, ends.flush().len(), stats.totals().unnamed["waiting_full"]), (5, MAX_WAITING, 5));
     }
 }

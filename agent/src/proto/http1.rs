@@ -24,7 +24,7 @@ pub struct Request {
     /// Path of the target without query and fragment; `*` and the authority form as they are.
     pub path: Arc<str>,
     /// Names of the query parameters.
-    pub query_keys: Vec<Box<str>>,
+    pub query_keys: Arc<[Box<str>]>,
     /// Version.
     pub protocol: Protocol,
     /// Kind of credential.
@@ -60,8 +60,8 @@ pub struct Response {
 
 /// What was read of heads lately.
 pub struct Heads {
-    requests: Memo<Option<Request>>,
-    responses: Memo<Option<Response>>,
+    requests: Memo<Option<Arc<Request>>>,
+    responses: Memo<Option<Arc<Response>>>,
 }
 
 impl Heads {
@@ -73,14 +73,14 @@ impl Heads {
 
     /// As [`request_of`].
     #[must_use]
-    pub fn request(&self, head: &[u8], principals: &Principals) -> Option<Request> {
-        self.requests.find(0, head, || request_of(head, principals))
+    pub fn request(&self, head: &[u8], principals: &Principals) -> Option<Arc<Request>> {
+        self.requests.find(0, head, || request_of(head, principals).map(Arc::new))
     }
 
     /// As [`response`].
     #[must_use]
-    pub fn response(&self, head: &[u8]) -> Option<Response> {
-        self.responses.find(0, head, || response(head))
+    pub fn response(&self, head: &[u8]) -> Option<Arc<Response>> {
+        self.responses.find(0, head, || response(head).map(Arc::new))
     }
 }
 
@@ -279,9 +279,9 @@ pub(super) fn text<T: for<'t> From<&'t str>>(path: &[u8]) -> T {
     out.as_str().into()
 }
 
-pub(super) fn query_keys(query: &[u8]) -> Vec<Box<str>> {
+pub(super) fn query_keys(query: &[u8]) -> Arc<[Box<str>]> {
     if query.is_empty() {
-        return Vec::new();
+        return Arc::default();
     }
     query
         .split(|&b| b == b'&')
@@ -338,7 +338,7 @@ mod tests {
             traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nUser-Agent: x/1\r\n\r\n";
         let r = request(head).expect("a request");
         assert_eq!((&*r.path, r.auth, r.protocol), ("/q/1", Auth::Bearer, Protocol::Http11));
-        assert_eq!(r.query_keys, ["a".into(), "token".into()] as [Box<str>; 2]);
+        assert_eq!(*r.query_keys, ["a".into(), "token".into()] as [Box<str>; 2]);
         assert_eq!(r.trace.expect("a parent").parent_id, [0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31]);
         assert_eq!(r.user_agent.as_deref(), Some("x/1"));
         assert!(!format!("{r:?}").contains("secret") && !format!("{r:?}").contains("abc"));

@@ -129,7 +129,7 @@ pub struct Target {
     /// Without the query.
     pub path: Arc<str>,
     /// Names of the query's parameters.
-    pub query_keys: Vec<Box<str>>,
+    pub query_keys: Arc<[Box<str>]>,
     /// Credentials in the query.
     pub credential: Found,
 }

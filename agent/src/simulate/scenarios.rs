@@ -177,7 +177,7 @@ pub fn all() -> Vec<Scenario> {
         s("D20", 4.0, "the id comes a second time", "a page number comes", |t, attack| {
             many(t, 3, 1.0, |t, i| {
                 t.send(at::ORDER, i, Some(i), |x| {
-                    x.query_keys = vec![if attack { "customer_id" } else { "page" }.into()]
+                    x.query_keys = vec![if attack { "customer_id" } else { "page" }.into()].into()
                 })
             });
         }),
