@@ -4,7 +4,7 @@
 //! uprobes in the executable, never a uretprobe (it writes another return address on the stack, and Go walks
 //! and moves its stacks): behind the stack check of each function, and at its return instructions.
 //! - [`go_enter`]: `(*tls.Conn).Read`, `Close`, `clientHandshake`, `serverHandshake`; returns of the last two.
-//! - [`go_read`]: returns of `Read`.
+//! - [`go_read`]: returns of `Read`; its entry is not probed where its arguments are still on the stack then.
 //! - [`go_write`]: entry and returns of `Write`.
 //!
 //! # What identifies a call
@@ -64,6 +64,8 @@ pub struct Calls {
     outer: Outer,
     /// 1 when the bytes of the write under way were counted already.
     counted: u64,
+    /// Upper end of the stack, where the buffer is on the stack and moves with it; else 0.
+    end: u64,
 }
 
 /// A call that waits for one within it.
@@ -77,6 +79,7 @@ struct Outer {
     size: u64,
     plain: u64,
     counted: u64,
+    end: u64,
 }
 
 /// The calls that goroutines are in.
@@ -132,19 +135,41 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
 /// Returns of `Read`.
 #[uprobe]
 pub fn go_read(ctx: ProbeContext) -> u32 {
-    let Some(calls) = current(&ctx) else { return 0 };
-    // SAFETY: map memory of this goroutine.
-    let calls = unsafe { &mut *calls };
-    let bytes = argument(&ctx, 0) as i64;
-    if calls.call.op == Op::GO_READ {
-        if bytes > 0 {
-            settle(&mut calls.call);
-            tls::deliver(&mut calls.call, Op::GO_READ, bytes as u64, 0);
-        } else if is_end(argument(&ctx, 2)) {
-            tls::ended(&mut calls.call, Op::GO_READ);
+    // A copy: what follows is the same for both cases, and looked at once by the verifier.
+    let mut call = Call::default();
+    if op(&ctx) == Op::GO_SPILLED {
+        emit::count(Count::TLS_CALLS);
+        let mut arguments = [0u64; 2];
+        let from = (tls::stack(&ctx) + 8) as *const _;
+        // SAFETY: the helper checks the address; the target has 16 bytes.
+        if unsafe { bpf_probe_read_user((&raw mut arguments).cast(), 16, from) } != 0 {
+            emit::count(Count::UNREADABLE);
+            return 0;
+        }
+        call.session = arguments[0];
+        call.buffer = arguments[1];
+    } else {
+        let Some(calls) = current(&ctx) else { return 0 };
+        // SAFETY: map memory of this goroutine.
+        let calls = unsafe { &mut *calls };
+        let is_read = calls.call.op == Op::GO_READ;
+        call.session = calls.call.session;
+        call.buffer = calls.call.buffer;
+        call.plain = calls.call.plain;
+        call.first[0] = calls.call.first[0];
+        call.last[0] = calls.call.last[0];
+        pop(calls);
+        if !is_read {
+            return 0;
         }
     }
-    pop(calls);
+    let bytes = argument(&ctx, 0) as i64;
+    if bytes > 0 {
+        settle(&mut call);
+        tls::deliver(&mut call, Op::GO_READ, bytes as u64, 0);
+    } else if is_end(argument(&ctx, 2)) {
+        tls::ended(&mut call, Op::GO_READ);
+    }
     0
 }
 
@@ -156,18 +181,26 @@ pub fn go_write(ctx: ProbeContext) -> u32 {
     // SAFETY: map memory of this goroutine.
     let calls = unsafe { &mut *calls };
     settle(&mut calls.call);
-    let bytes = if is_return {
-        argument(&ctx, 0)
+    let mut bytes = calls.call.size;
+    if is_return {
+        bytes = argument(&ctx, 0);
     } else {
-        let size = calls.call.size;
-        let early = tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT || size <= PIECE);
+        let early = tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT || bytes <= PIECE);
         calls.counted = u64::from(early);
-        calls.call.size
-    };
+        if !early && let Some(writing) = tls::writing(calls.call.plain) {
+            *writing = 1;
+        }
+    }
     if is_return != (calls.counted != 0) && calls.call.op == Op::GO_WRITE && bytes as i64 > 0 {
         tls::deliver(&mut calls.call, Op::GO_WRITE, bytes, 1);
     }
-    if is_return {
+    // Asked again: a flag that is kept would have the verifier look at all of the above twice.
+    if op(&ctx) == Op::GO_RETURN {
+        if calls.counted == 0
+            && let Some(writing) = tls::writing(calls.call.plain)
+        {
+            *writing = 0;
+        }
         pop(calls);
     }
     0
@@ -176,7 +209,7 @@ pub fn go_write(ctx: ProbeContext) -> u32 {
 /// Notes a call at its entry. `None` when it is noted already: a function that had to grow its stack begins again.
 #[inline(always)]
 fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
-    let (key, stack) = place(ctx)?;
+    let (key, stack, end) = place(ctx)?;
     let calls = match GO_CALLS.get_ptr_mut(&key) {
         Some(calls) => calls,
         None => make(&key)?,
@@ -200,6 +233,7 @@ fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
             size: call.size,
             plain: call.plain,
             counted: calls.counted,
+            end: calls.end,
         };
     }
     call.op = op;
@@ -211,6 +245,7 @@ fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
     call.first = [0; 2];
     call.last = [0; 2];
     calls.counted = 0;
+    calls.end = if buffer > tls::stack(ctx) && buffer < end { end } else { 0 };
     Some(calls)
 }
 
@@ -227,7 +262,7 @@ fn make(key: &Goroutine) -> Option<*mut Calls> {
 /// The call that returns here, as the first of the goroutine's.
 #[inline(always)]
 fn current(ctx: &ProbeContext) -> Option<*mut Calls> {
-    let (key, stack) = place(ctx)?;
+    let (key, stack, end) = place(ctx)?;
     let found = GO_CALLS.get_ptr_mut(&key)?;
     // SAFETY: map memory of this goroutine.
     let calls = unsafe { &mut *found };
@@ -237,6 +272,10 @@ fn current(ctx: &ProbeContext) -> Option<*mut Calls> {
             return None;
         }
         pop(calls);
+    }
+    if calls.end != 0 {
+        calls.call.buffer = calls.call.buffer.wrapping_add(end.wrapping_sub(calls.end));
+        calls.end = end;
     }
     Some(found)
 }
@@ -255,6 +294,7 @@ fn pop(calls: &mut Calls) {
     calls.call.first = [0; 2];
     calls.call.last = [0; 2];
     calls.counted = outer.counted;
+    calls.end = outer.end;
 }
 
 /// A session that has a socket keeps it: only a handshake gives it another.
@@ -280,9 +320,9 @@ fn close(ctx: &ProbeContext) {
     }
 }
 
-/// The goroutine that runs, and its stack pointer as a distance from the stack's upper end.
+/// The goroutine that runs, its stack pointer as a distance from the stack's upper end, and that end.
 #[inline(always)]
-fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64)> {
+fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64, u64)> {
     let g = tls::register(ctx, if setting!(arch) == 0 { 1 } else { 28 });
     let mut end = 0u64;
     // SAFETY: the helper checks the address. `g` begins with its stack's bounds.
@@ -291,7 +331,7 @@ fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64)> {
         return None;
     }
     let key = Goroutine { tgid: bpf_get_current_pid_tgid() >> 32, g };
-    Some((key, tls::stack(ctx).wrapping_sub(end)))
+    Some((key, tls::stack(ctx).wrapping_sub(end), end))
 }
 
 /// Is the error with this data pointer `io.EOF`? (`*errors.errorString`: a string.)

@@ -145,6 +145,8 @@ impl Op {
     pub const GO_CLOSE: u64 = 17;
     /// A return instruction of one of these functions.
     pub const GO_RETURN: u64 = 18;
+    /// A return instruction of `GO_READ` where the arguments are on the stack, as they came.
+    pub const GO_SPILLED: u64 = 19;
 }
 
 /// Places for connections that the agent leaves out; a power of two.

@@ -261,7 +261,12 @@ fn over(sock: u64, reset: bool, both: bool) {
     if connection.tls != 0
         && let Some(plaintext) = tls::plaintext(connection.tls)
     {
-        over_one(sock, plaintext, reset, both);
+        if reset && tls::writing(connection.tls).is_some_and(|writing| *writing != 0) {
+            // What was written counts first; the rest is done when the socket goes.
+            plaintext.state |= RESET;
+        } else {
+            over_one(sock, plaintext, reset, both);
+        }
     }
     over_one(sock, connection, reset, both);
 }

@@ -62,7 +62,9 @@ pub struct Plain {
     eof: u8,
     /// What it was counted as: 0 while that is open, [`READ`], [`LEFT_OUT`].
     counted: u8,
-    pad: [u8; 5],
+    /// A write is under way that counts when it returns.
+    writing: u8,
+    pad: [u8; 4],
 }
 
 /// Identity of a handshake at one end.
@@ -86,7 +88,7 @@ pub struct Session {
 
 /// A call into a library that is under way.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Call {
     /// An [`Op`], 0 when there is none.
     pub op: u64,
@@ -446,6 +448,13 @@ pub fn end_of_file(id: u64) {
 pub fn plaintext<'a>(id: u64) -> Option<&'a mut Connection> {
     // SAFETY: map memory of this connection.
     PLAIN.get_ptr_mut(&id).map(|plain| unsafe { &mut (*plain).connection })
+}
+
+/// Is a write under way that counts when it returns? A peer that has all of it may reset the connection before.
+#[inline(always)]
+pub fn writing<'a>(id: u64) -> Option<&'a mut u8> {
+    // SAFETY: map memory of this connection.
+    PLAIN.get_ptr_mut(&id).map(|plain| unsafe { &mut (*plain).writing })
 }
 
 /// The socket is gone.

@@ -32,6 +32,12 @@ import (
 	"time"
 )
 
+// Answers that were right.
+var checked struct {
+	sync.Mutex
+	n int
+}
+
 func main() {
 	log.SetFlags(0)
 	switch os.Args[1] {
@@ -173,6 +179,42 @@ func client(port, what string, rest []string) {
 		for i := 0; i < number(rest[1]); i++ {
 			expect(get(c, port, fmt.Sprintf("/%s/%d", rest[0], i)), "hello")
 		}
+	case "paced":
+		// One connection; a pause before each request, ms.
+		c, _ := connection(port, false)
+		for i := 0; i < number(rest[0]); i++ {
+			time.Sleep(time.Duration(number(rest[1])) * time.Millisecond)
+			expect(get(c, port, fmt.Sprintf("/paced/%d", i)), "hello")
+		}
+	case "checked":
+		// Bodies both ways over many connections for some seconds, every byte checked.
+		end := time.Now().Add(time.Duration(number(rest[0])) * time.Second)
+		var group sync.WaitGroup
+		for s := 0; s < 4; s++ {
+			group.Add(1)
+			go func(s int) {
+				defer group.Done()
+				for n := s * 100; time.Now().Before(end); n++ {
+					c, _ := connection(port, s%2 == 0)
+					for i := 0; i < 20; i++ {
+						body := make([]byte, (n*20+i)*379%70000)
+						rand.Read(body)
+						response, err := c.Post("https://127.0.0.1:"+port+"/sum", "application/octet-stream", bytes.NewReader(body))
+						check(err)
+						answer, err := io.ReadAll(response.Body)
+						check(err)
+						sum := sha256.Sum256(body)
+						expect(string(answer), hex.EncodeToString(sum[:]))
+						checked.Lock()
+						checked.n++
+						checked.Unlock()
+					}
+					c.CloseIdleConnections()
+				}
+			}(s)
+		}
+		group.Wait()
+		fmt.Println(checked.n)
 	case "sessions":
 		// The path says which port asked.
 		var group sync.WaitGroup

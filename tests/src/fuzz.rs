@@ -11,6 +11,7 @@ use apiscope::{
     conn::{Connections, Identity, MAX_PIPELINE, Outside},
     event::{self, Frames},
     exchange::{Exchange, MAX_QUERY_KEYS, MAX_USER_AGENT, Method, Peer},
+    probe::gopclntab::{self as table, Layout, Segment},
     proto::{
         credential::Principals,
         hpack::MAX_TABLE,
@@ -26,7 +27,7 @@ use apiscope::{
 pub type Target = (&'static str, fn(&[u8]), &'static [u8]);
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     (
         "http1",
         head,
@@ -69,6 +70,7 @@ pub const TARGETS: [Target; 9] = [
           paths:\n  /a/{id}: {get: {security: [{k: []}], responses: {200: {description: *t}, 4XX: {}}}}\n  /b: {$ref: '#/paths/~1a~1{id}'}\n\
           components: {securitySchemes: {k: {type: http, scheme: bearer}}}\n",
     ),
+    ("gopclntab", gopclntab, &GO_PROGRAM),
     ("routes", routes, b"/users/42/orders/7f9c2ba4-e88f-11ee-ae5d-0242ac120002\n/a//b/\xc3\xa9%20?\n*"),
 ];
 
@@ -259,5 +261,60 @@ pub fn openapi(bytes: &[u8]) {
         assert!(document.operations.len() <= apiscope::openapi::MAX_OPERATIONS);
         assert!(document.templates().iter().all(|t| t.starts_with('/')));
         let _ = apiscope::openapi::diff(&[document], &[]);
+    }
+}
+
+/// A function table of Go 1.20 with the functions `a` and `f`, what points to it, and 64 bytes of code: at 0x1000 and
+/// 0x2000 in memory.
+const GO_PROGRAM: [u8; 384] = {
+    let mut bytes = [0; 384];
+    // Halves of words: header (functions, files, unused, parts), entries and details, `moduledata`.
+    let halves: [(usize, u32); 18] = [
+        (0, 0xffff_fff1),
+        (8, 2),
+        (32, 72),
+        (40, 80),
+        (48, 80),
+        (56, 80),
+        (64, 80),
+        (84, 20),
+        (88, 16),
+        (92, 28),
+        (96, 48),
+        (108, 16),
+        (112, 2),
+        (144, 0x1000),
+        (152, 0x1048),
+        (304, 0x2000),
+        (312, 0x2030),
+        (72, u32::from_le_bytes(*b"a\0f\0")),
+    ];
+    let mut i = 0;
+    while i < halves.len() {
+        let (at, half) = (halves[i].0, halves[i].1.to_le_bytes());
+        let mut k = 0;
+        while k < 4 {
+            bytes[at + k] = half[k];
+            k += 1;
+        }
+        i += 1;
+    }
+    bytes[6] = 1;
+    bytes[7] = 8;
+    bytes
+};
+
+/// A Go executable of which the headers were read: what is found lies in its code.
+pub fn gopclntab(bytes: &[u8]) {
+    let segment = |address, offset, size, is_code| Segment { address, offset, size, is_code };
+    let segments = vec![segment(0x1000, 0, 320, false), segment(0x2000, 320, 64, true)];
+    // Relocations anywhere in the data, wherever the last byte says.
+    let relocations = (0x1000 + u64::from(bytes.last().copied().unwrap_or_default()), 4096);
+    let found = table::functions(bytes, &Layout { segments, relocations, quantum: 1 }, &["a", "f"]);
+    for range in found.iter().flat_map(|f| f.by_name.values()) {
+        assert!((320..384).contains(&range.start) && range.start < range.end, "{range:?}");
+    }
+    if bytes == GO_PROGRAM {
+        assert_eq!(found.map(|f| f.by_name["f"].clone()), Ok(336..368));
     }
 }

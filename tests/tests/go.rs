@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use apiscope::exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side};
+use apiscope::{
+    coverage::Library,
+    exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side},
+};
 use apiscope_tests::{Agent, Want, free_port, program};
 
 /// How a program is built.
@@ -118,6 +121,8 @@ impl Server {
             .args(arguments)
             .args(paths.iter().map(|p| format!("https://127.0.0.1:{}{p}", self.port)))
             .stdout(Stdio::null())
+            // It shows a meter of parallel transfers there, silent or not.
+            .stderr(Stdio::null())
             .status();
         assert!(done.is_ok_and(|s| s.success()), "curl gets its answers");
     }
@@ -238,6 +243,77 @@ fn a_body_that_ends_with_the_connection_and_one_that_is_cut_off() {
         let seen = agent.seen(&server.address(), side);
         let cut = seen.iter().find(|x| x.path.as_deref() == Some("/endless")).expect("checked above");
         assert!(matches!(cut.end, End::Closed | End::Reset), "{side}: {:?}", cut.end);
+    }
+}
+
+#[test]
+fn a_connection_that_is_older_than_the_agent() {
+    const REQUESTS: usize = 60;
+    let path = built(Agent::shared(), Kind::Static);
+    let server = Server::start(&path);
+    let port = server.port.to_string();
+    let mut client = Command::new(&path)
+        .args(["client", &port, "paced", &REQUESTS.to_string(), "250"])
+        .spawn()
+        .expect("the client starts");
+    std::thread::sleep(Duration::from_secs(1));
+    let agent = Agent::start("go-late", &[]);
+    assert!(client.wait().is_ok_and(|s| s.success()), "the client gets the right answers");
+    let address = server.address();
+    let find = |side| agent.seen(&address, side);
+    let last = |side| find(side).last().and_then(|x| x.path.clone());
+    let end = Instant::now() + Duration::from_secs(10);
+    let wanted = format!("/paced/{}", REQUESTS - 1);
+    for side in [Side::Server, Side::Client] {
+        while last(side).as_deref() != Some(&*wanted) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        // From the first that has its addresses on nothing is missing, and all have them.
+        let seen = find(side);
+        let first = seen.first().and_then(|x| x.path.as_deref()?.strip_prefix("/paced/")?.parse::<usize>().ok());
+        assert_eq!(first.map(|n| REQUESTS - n), Some(seen.len()), "{side}: {seen:?}");
+        assert!(seen.iter().all(|x| x.attribution == Attribution::Nested && x.status == 200), "{side}: {seen:?}");
+    }
+    let _ = agent.stop();
+}
+
+#[test]
+fn agents_that_come_and_are_killed_change_no_byte() {
+    let path = built(Agent::shared(), Kind::Stripped);
+    let server = Server::start(&path);
+    let client = Command::new(&path)
+        .args(["client", &server.port.to_string(), "checked", "30"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the client starts");
+    for i in 0..3 {
+        let mut agent = Agent::start(&format!("go-killed-{i}"), &[]);
+        std::thread::sleep(Duration::from_secs(1));
+        agent.child.kill().expect("it runs");
+        agent.child.wait().expect("a child");
+    }
+    let done = client.wait_with_output().expect("a child");
+    assert!(done.status.success(), "every answer was right");
+    let count: u64 = String::from_utf8_lossy(&done.stdout).trim().parse().expect("a number");
+    assert!(count > 1000, "only {count} requests");
+}
+
+#[test]
+fn the_account_of_a_process() {
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, Kind::Stripped));
+    server.client(&["keepalive", "account", "3"]);
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let processes = agent.snapshot().expect("the agent answers").tls_coverage.processes;
+        let found = processes.into_iter().find(|p| p.pid == server.child.id());
+        if let Some(library) = found.as_ref().and_then(|p| p.libraries.first()) {
+            assert_eq!((library.library, library.reason), (Library::Go, None));
+            assert!(library.version.as_deref().is_some_and(|v| v.starts_with("1.")), "{library:?}");
+            return;
+        }
+        assert!(Instant::now() < end, "the agent's account is {found:?}");
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{fs::File, ops::Range};
 
 use agent_ebpf::Op;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use object::{
     Endianness, ReadCache, ReadRef,
     elf::{EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_DYNAMIC, PT_LOAD, PT_NOTE},
@@ -129,6 +129,9 @@ fn assemble(file: &File, functions: &Functions, machine: u16) -> Result<Places, 
         let enter = place(shape.entry, op);
         let leave = shape.returns.iter().map(|&at| place(at, Op::GO_RETURN));
         match op {
+            Op::GO_READ if shape.spills => {
+                places.read.extend(leave.map(|p| Place { cookie: Op::GO_SPILLED, ..p }));
+            }
             Op::GO_READ => {
                 places.enter.push(enter);
                 places.read.extend(leave);
@@ -171,11 +174,17 @@ struct Shape {
     /// again. The function's start where it has none.
     entry: u64,
     returns: Vec<u64>,
+    /// Receiver and address of the buffer are on the stack at every return, where the ABI has room for them: they
+    /// were put there before anything else was called, and nothing else is. Known of amd64 alone.
+    spills: bool,
 }
 
 /// Reads a function. `None` where it cannot be decoded.
 fn x86_64(code: &[u8]) -> Result<Option<Shape>, Uncovered> {
     let mut shape = Shape::default();
+    let mut spills = Spills::default();
+    // Where the stack is grown: arguments are saved there too, for another reason.
+    let mut body_end = u64::MAX;
     let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
     let mut n = 0;
     while decoder.can_decode() {
@@ -189,13 +198,80 @@ fn x86_64(code: &[u8]) -> Result<Option<Shape>, Uncovered> {
         }
         if n < PROLOGUE && shape.entry == 0 && i.mnemonic() == Mnemonic::Jbe {
             shape.entry = i.next_ip();
+            body_end = i.near_branch64();
+        } else if i.ip() < body_end {
+            spills.look(&i);
         }
         if i.flow_control() == FlowControl::Return {
             shape.returns.push(i.ip());
         }
         n += 1;
     }
+    shape.spills = spills.hold() && shape.entry != 0 && body_end < code.len() as u64;
     Ok(Some(shape))
+}
+
+/// Are the first two arguments kept in the caller's frame? (Go's `abi-internal.md`, "spill space".)
+#[derive(Default)]
+struct Spills {
+    /// Bytes from the stack pointer to where it was at the entry, once the frame is made.
+    depth: Option<u64>,
+    pushed: u64,
+    /// Stores of the receiver and of the buffer.
+    stores: [usize; 2],
+    is_wrong: bool,
+}
+
+impl Spills {
+    /// Places of both, from the stack pointer at the entry; the return address is in front of them.
+    const SLOTS: [(u64, Register); 2] = [(8, Register::RAX), (16, Register::RBX)];
+
+    fn look(&mut self, i: &Instruction) {
+        let Some(depth) = self.depth else {
+            match i.mnemonic() {
+                Mnemonic::Push => self.pushed += 8,
+                Mnemonic::Sub if i.op0_register() == Register::RSP => {
+                    self.depth = i.try_immediate(1).ok().and_then(|n| n.checked_add(self.pushed));
+                }
+                _ => {}
+            }
+            return;
+        };
+        if i.flow_control() == FlowControl::Call {
+            self.is_wrong |= self.stores != [1, 1];
+        }
+        let is_address = i.mnemonic() == Mnemonic::Lea;
+        let writes = i.op_count() > 0
+            && i.op0_kind() == OpKind::Memory
+            && !matches!(
+                i.mnemonic(),
+                Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push | Mnemonic::Call | Mnemonic::Jmp
+            );
+        if !writes && !is_address {
+            return;
+        }
+        // The frame pointer is used for frames alone.
+        self.is_wrong |= i.memory_base() == Register::RBP && i.memory_displacement64().cast_signed() >= 0;
+        if i.memory_base() != Register::RSP {
+            return;
+        }
+        let from = i.memory_displacement64().wrapping_sub(depth).cast_signed();
+        let to = from + if is_address { 1 } else { i64::try_from(i.memory_size().size()).unwrap_or(64).max(1) };
+        if to <= 8 || from >= 24 {
+            return;
+        }
+        let slot = Self::SLOTS.iter().position(|(at, register)| {
+            from == at.cast_signed() && i.mnemonic() == Mnemonic::Mov && i.op1_register() == *register
+        });
+        match slot {
+            Some(slot) if !is_address && i.memory_index() == Register::None => self.stores[slot] += 1,
+            _ => self.is_wrong = true,
+        }
+    }
+
+    fn hold(&self) -> bool {
+        !self.is_wrong && self.stores == [1, 1]
+    }
 }
 
 fn arm64(code: &[u8]) -> Option<Shape> {
@@ -280,8 +356,36 @@ mod tests {
     #[test]
     fn entries_and_returns_of_amd64() {
         let shape = x86_64(&AMD64).expect("new enough").expect("code");
-        assert_eq!(shape, Shape { entry: 6, returns: vec![14, 16] });
+        assert_eq!(shape, Shape { entry: 6, returns: vec![14, 16], spills: false });
         assert_eq!(x86_64(&[0x06]).expect("new enough"), None);
+    }
+
+    #[test]
+    fn arguments_that_stay_on_the_stack() {
+        let code = |middle: &[u8]| {
+            let mut code = vec![
+                0x49, 0x3b, 0x66, 0x10, 0x76, 0, // cmp rsp, [r14+0x10]; jbe
+                0x55, 0x48, 0x89, 0xe5, // push rbp; mov rbp, rsp
+                0x48, 0x83, 0xec, 0x58, // sub rsp, 0x58
+                0x48, 0x89, 0x44, 0x24, 0x68, // mov [rsp+0x68], rax
+                0x48, 0x89, 0x5c, 0x24, 0x70, // mov [rsp+0x70], rbx
+                0xe8, 0, 0, 0, 0, // call
+            ];
+            code.extend(middle);
+            code.extend([0x48, 0x83, 0xc4, 0x58, 0x5d, 0xc3]); // add rsp, 0x58; pop rbp; ret
+            code[5] = (code.len() - 6) as u8;
+            code.extend([0x48, 0x89, 0x44, 0x24, 0x08, 0xeb, 0]); // mov [rsp+8], rax; jmp
+            x86_64(&code).expect("new enough").expect("code").spills
+        };
+        assert!(code(&[]));
+        // A local: mov [rsp+0x50], rax.
+        assert!(code(&[0x48, 0x89, 0x44, 0x24, 0x50]));
+        // Another value in the slot: mov [rsp+0x70], rcx; a part of it: mov byte [rsp+0x6f], 0; its address: lea.
+        assert!(!code(&[0x48, 0x89, 0x4c, 0x24, 0x70]));
+        assert!(!code(&[0xc6, 0x44, 0x24, 0x6f, 0]));
+        assert!(!code(&[0x48, 0x8d, 0x44, 0x24, 0x68]));
+        // movups [rsp+0x5c], xmm15
+        assert!(!code(&[0x44, 0x0f, 0x11, 0x7c, 0x24, 0x5c]));
     }
 
     #[test]
@@ -296,7 +400,7 @@ mod tests {
         // ldr x16, [x28, #16]; cmp sp, x16; b.ls +16; str x30, [sp, #-64]!; ret; b 0
         let words: [u32; 6] = [0xf940_0b90, 0xeb30_63ff, 0x5400_0089, 0xf81c_0ffe, RET, 0x17ff_fffb];
         let code: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(arm64(&code), Some(Shape { entry: 12, returns: vec![16] }));
+        assert_eq!(arm64(&code), Some(Shape { entry: 12, returns: vec![16], spills: false }));
     }
 
     #[test]
