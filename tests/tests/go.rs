@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -296,6 +297,31 @@ fn agents_that_come_and_are_killed_change_no_byte() {
     assert!(done.status.success(), "every answer was right");
     let count: u64 = String::from_utf8_lossy(&done.stdout).trim().parse().expect("a number");
     assert!(count > 1000, "only {count} requests");
+}
+
+/// The kernel keeps what it replaced by probes: in a file that was overwritten it would be another program's.
+#[test]
+fn an_executable_that_is_overwritten_in_place() {
+    let agent = Agent::shared();
+    let path = std::env::temp_dir().join(format!("apiscope-go-overwritten-{}", std::process::id()));
+    for kind in [Kind::Static, Kind::Pie, Kind::Cgo, Kind::Static] {
+        let content = fs::read(built(agent, kind)).expect("built");
+        // Without a new file: the old one is cut off and written again.
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("changed");
+        // Twice: what was found in the first process is there for the second from its start.
+        for _ in 0..2 {
+            let server = Server::start(&path);
+            let address = server.address();
+            let end = Instant::now() + PROBED;
+            while agent.seen(&address, Side::Server).is_empty() || agent.seen(&address, Side::Client).is_empty() {
+                assert!(Instant::now() < end, "the agent does not read {kind:?} in the place of another");
+                server.client(&["keepalive", "overwritten", "3"]);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+    fs::remove_file(path).expect("removable");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod elf;
 mod go;
 pub mod gopclntab;
 mod info;
+mod lease;
 mod library;
 pub mod load;
 mod mappings;

@@ -25,7 +25,9 @@ use object::ReadCacheOps;
 use super::{
     code,
     elf::{Elf, Function, Symbols},
-    go, library,
+    go,
+    lease::{Key, Lease, Leases},
+    library,
     mappings::{Mapping, Mappings},
     orphans::Orphans,
     uprobe::{self, Link, Place, Program},
@@ -96,6 +98,7 @@ impl Tls {
         let mappings = Mappings::open();
         let mut finder = Finder::new(programs, Reason::NoProbes, coverage);
         finder.orphans = orphans;
+        finder.leases = Leases::start().map_err(|e| log::warn!("files are probed without a lease: {e}")).ok();
         finder.scan();
         let over = Arc::new(AtomicBool::new(false));
         let ends = over.clone();
@@ -140,14 +143,14 @@ impl Drop for Tls {
     }
 }
 
-/// A file as the kernel names it.
-type Key = (u64, u64);
-
 /// A file that was looked at, with its probes.
 #[derive(Default)]
 struct Looked {
     found: Option<Found>,
-    _links: Vec<Link>,
+    links: Vec<Link>,
+    lease: Option<Lease>,
+    /// Time of the last change and bytes: the number of a file that is gone may be another's.
+    state: (i64, i64, u64),
 }
 
 struct Finder {
@@ -162,6 +165,7 @@ struct Finder {
     next_layout: u32,
     coverage: Arc<Mutex<Coverage>>,
     orphans: Option<Orphans>,
+    leases: Option<Leases>,
     next_census: Instant,
 }
 
@@ -176,6 +180,7 @@ impl Finder {
             next_layout: 0,
             coverage,
             orphans: None,
+            leases: None,
             next_census: Instant::now() + CENSUS,
         }
     }
@@ -303,17 +308,32 @@ impl Finder {
             return Ok(None);
         }
         let key = (meta.dev(), meta.ino());
-        if let Some(looked) = self.files.get(&key) {
+        for broken in self.leases.iter().flat_map(Leases::broken) {
+            self.files.remove(&broken);
+        }
+        let state = (meta.ctime(), meta.ctime_nsec(), meta.size());
+        if let Some(looked) = self.files.get(&key)
+            && (looked.state == state || !looked.links.is_empty() || looked.lease.is_some())
+        {
             return Ok(looked.found.clone());
         }
         if self.files.len() >= MAX_FILES {
             log::warn!("{} is not looked at for TLS: {MAX_FILES} files were", path.display());
             return Ok(library::not_read(path, Reason::TooManyFiles));
         }
-        let looked = self.probe(&file, path).unwrap_or_else(|e| {
+        // Before it is read. One that is being written is looked at when it is mapped again.
+        let lease = self.leases.as_ref().map(|leases| leases.take(&file, key)).transpose()?.flatten();
+        let mut looked = self.probe(&file, path).unwrap_or_else(|e| {
             log::debug!("{} is not probed: {e:#}", path.display());
             Looked::default()
         });
+        looked.state = state;
+        if !looked.links.is_empty()
+            && let Some(lease) = lease
+        {
+            lease.keep(std::mem::take(&mut looked.links));
+            looked.lease = Some(lease);
+        }
         let found = looked.found.clone();
         match &found {
             Some(Found { library, reason: None, .. }) if self.programs.is_some() => {
@@ -361,7 +381,7 @@ impl Finder {
             }
         }
         let version = library::version(file, path, library);
-        Ok(Looked { found: Some(Found { library, version, reason }), _links: links })
+        Ok(Looked { found: Some(Found { library, version, reason }), links, ..Looked::default() })
     }
 
     /// Probes a Go executable that has TLS inside.
@@ -381,11 +401,11 @@ impl Finder {
                     // The returns first, as below.
                     for (program, places) in [(read, &places.read), (write, &places.write), (enter, &places.enter)] {
                         match uprobe::attach(program, file, places, false) {
-                            Ok(link) => looked._links.push(link),
+                            Ok(link) => looked.links.push(link),
                             Err(e) => {
                                 log::warn!("TLS of {} is not read: the kernel refused the probes: {e}", path.display());
                                 reason = Some(Reason::Refused);
-                                looked._links.clear();
+                                looked.links.clear();
                                 break;
                             }
                         }
