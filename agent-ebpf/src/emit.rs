@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    kernel,
+    http2, kernel,
     maps::{self, COUNTS, Connection, OPENED, RECORDS, Work, setting},
     tls,
 };
@@ -130,7 +130,7 @@ pub fn frames(work: &mut Work, connection: &mut Connection, direction: usize, fl
     record.first_ts = work.end;
     record.index = connection.directions[direction].index;
     record.pid = work.pid as u32;
-    record.message = 0;
+    record.message = u64::from(*http2::dropped(&mut connection.directions[direction]));
     record.body = work.line;
     let len = if work.filled > DATA_LIMIT as u64 { DATA_LIMIT as u64 } else { work.filled };
     record.len = len as u32;
@@ -207,6 +207,10 @@ pub fn close(
     responses: u32,
 ) {
     header(work, connection, Kind::CLOSE, flags);
+    if connection.state & maps::HTTP2 != 0 {
+        let [received, sent] = &mut connection.directions;
+        work.record.body = u64::from(*http2::dropped(received)) + u64::from(*http2::dropped(sent));
+    }
     work.record.len = size_of::<Close>() as u32;
     let close = (&raw mut work.data).cast::<Close>();
     // SAFETY: `data` follows the header and is large enough.
@@ -226,6 +230,10 @@ pub fn close(
         }
     }
     if !output(work, (&raw const work.record).cast(), (size_of::<Record>() + size_of::<Close>()) as u64) {
-        count(Count::END_RING_FULL);
+        // Of a connection that was idle nothing is missing.
+        let idle = unfinished[0] | unfinished[1] == 0 && connection.requests == responses;
+        if !idle || connection.state & maps::HTTP2 != 0 {
+            count(Count::END_RING_FULL);
+        }
     }
 }

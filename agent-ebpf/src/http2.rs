@@ -6,7 +6,8 @@
 //! DATA frame the head and four bytes: padding, messages (two, little endian), [`agent_ebpf::DataFlag`]s.
 //! It is passed on with the last byte of its payload. A record without `Flag::FIRST` begins inside of a
 //! payload, of which `Record::body` bytes are still to come. Records of a direction are numbered without a
-//! gap, those that found the ring full included, so that the agent knows of each loss.
+//! gap, those that found the ring full included, so that the agent knows of each loss. How many answers ended
+//! in these is counted, and said with the next record of the direction ([`dropped`]).
 //!
 //! Messages: a gRPC message is prefixed by five bytes, a flag and a length. The prefixes are followed
 //! here, so that no byte of a message leaves the kernel. What the streams of a direction have open is in
@@ -21,7 +22,7 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use crate::{
     conn, emit,
     http1::{Context, advance, get, mode, next_buffer, pass_over, set},
-    maps::{CLIENT, Connection, Direction, FRESH, HTTP2, OPENED, QUIET, Work},
+    maps::{CLIENT, Connection, Direction, FRESH, HTTP2, OPENED, QUIET, SERVER, Work},
 };
 
 /// Bytes of the preface of a client (RFC 9113 section 3.4).
@@ -224,6 +225,7 @@ fn commit(work: &mut Work, connection: &mut Connection) {
 fn reset(d: &mut Direction) {
     d.index = 0;
     d.bits = 0;
+    *dropped(d) = 0;
     d.remaining = 0;
     d.lost = 0;
     forget(d);
@@ -291,8 +293,17 @@ pub fn feed(work: &mut Work, connection: &mut Connection, context: *mut Context)
 #[inline(always)]
 fn begin_record(work: &mut Work, d: &Direction, first_ts: u64) {
     work.filled = 0;
+    set(&raw mut work.hits, 0);
     work.line = if d.mode == mode::FRAME { d.remaining } else { 0 };
     work.end = first_ts;
+}
+
+/// Answers that ended in records of this direction that found the ring full, since the last one that did not. They
+/// are counted as lost already: the agent must not count them again, nor take their streams for open ones.
+#[inline(always)]
+pub fn dropped(d: &mut Direction) -> &mut u32 {
+    // The length of a head of HTTP/1.
+    &mut d.head
 }
 
 /// Passes on the frames in `data`.
@@ -306,11 +317,17 @@ fn flush(work: &mut Work, connection: &mut Connection, direction: usize) {
     flags |= u16::from(get(&raw const d.lost)) * Flag::LOST;
     flags |= u16::from(get(&raw const d.bits) & PREFACE_CAME) * Flag::PREFACE;
     let passed = emit::frames(work, connection, direction, flags);
+    let answers = (direction != 0) == (connection.role == SERVER);
     let d = &mut connection.directions[direction];
     d.index = d.index.wrapping_add(1);
     if passed {
         d.lost = 0;
         d.bits &= !PREFACE_CAME;
+        *dropped(d) = 0;
+    } else if answers {
+        let ended = get(&raw const work.hits);
+        emit::add(Count::RING_FULL, ended);
+        *dropped(d) += ended as u32;
     }
     let now = work.now;
     begin_record(work, d, now);
@@ -456,6 +473,9 @@ fn head(work: &mut Work, connection: &mut Connection, direction: usize) {
         connection.strikes = 0;
     }
     put_head(work, &connection.directions[direction]);
+    if head.kind == RST_STREAM || (head.kind == HEADERS && head.flags & END_STREAM != 0) {
+        set(&raw mut work.hits, get(&raw const work.hits) + 1);
+    }
     if head.kind == RST_STREAM {
         release(&mut connection.directions[0], head.stream);
         release(&mut connection.directions[1], head.stream);
@@ -639,6 +659,9 @@ fn finish_data(work: &mut Work, d: &mut Direction) -> bool {
         if f.head[4] & END_STREAM != 0 || (slot.left == 0 && slot.got == 0) {
             slot.stream = 0;
         }
+    }
+    if f.head[4] & END_STREAM != 0 {
+        set(&raw mut work.hits, get(&raw const work.hits) + 1);
     }
     let info = u32::from(f.padding) | u32::from(f.messages) << 8 | u32::from(f.flags) << 24;
     if get(&raw const work.filled) == 0 {

@@ -27,14 +27,15 @@ impl Kind {
     pub const HEAD: u8 = 2;
     /// The end of a message whose head came before.
     pub const END: u8 = 3;
-    /// The connection is over.
+    /// The connection is over. HTTP/2: `body` is what `message` is of [`Kind::FRAMES`], of both directions.
     pub const CLOSE: u8 = 4;
     /// The head under way was none: forget it.
     pub const ABORT: u8 = 5;
     /// The other end closed (seen by a receive of 0 bytes).
     pub const EOF: u8 = 6;
     /// Frames of HTTP/2: see `http2.rs` of the kernel side. `index` numbers the records of a direction,
-    /// `body` is what is still to come of the payload in which the record begins.
+    /// `body` is what is still to come of the payload in which the record begins, `message` the answers that ended
+    /// in records that found the ring full, since the last record of this direction.
     pub const FRAMES: u8 = 7;
     /// A TLS connection ended: bytes received in `message`, sent in `body`. With [`Flag::DONE`] a library that is
     /// read carried it.

@@ -128,6 +128,9 @@ pub struct Frames<'a> {
     pub preface: bool,
     /// Bytes were missed before.
     pub lost: bool,
+    /// Answers that ended in records of this direction that the kernel side had to drop, since its last one. They
+    /// are counted there.
+    pub dropped: u32,
     /// First byte of the first frame, monotonic ns.
     pub first_ts: u64,
     /// The frames.
@@ -151,6 +154,8 @@ pub struct Closed {
     pub unfinished: [bool; 2],
     /// Responses that the kernel side saw.
     pub responses: u32,
+    /// HTTP/2: see [`Frames::dropped`], both directions.
+    pub dropped: u32,
     /// HTTP/2: records of each direction; `bytes` and `body` are stream and bytes of the DATA frame under way.
     pub records: [u32; 2],
 }
@@ -208,6 +213,7 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
                 until_close: close.until_close.map(|b| b != 0),
                 unfinished: close.unfinished.map(|b| b != 0),
                 responses: close.responses,
+                dropped: u32::try_from(record.body).unwrap_or(u32::MAX),
                 records: [close.requests, close.responses],
             })
         }
@@ -218,6 +224,7 @@ pub fn parse(bytes: &[u8]) -> Result<Event<'_>, BadRecord> {
             remaining: record.body,
             preface: flag(Flag::PREFACE),
             lost: message.lost,
+            dropped: u32::try_from(record.message).unwrap_or(u32::MAX),
             first_ts: record.first_ts,
             bytes: data,
         }),

@@ -28,7 +28,7 @@ use crate::{
 pub const MAX_STREAMS: usize = 4096;
 /// Most bytes of a header block; a longer one is passed over, and the table is forgotten.
 pub const MAX_BLOCK: usize = 256 * 1024;
-/// Streams whose loss is noticed at once; more are counted without waiting for their answers.
+/// Streams whose loss is noticed by the number of the next one; of more, only when their answers come.
 const MAX_MISSED: u32 = 1024;
 /// An answered stream whose request does not end, and one whose request was never seen, is given up
 /// after this time, ns.
@@ -62,6 +62,9 @@ pub struct Session {
     late: bool,
     /// Records were lost since.
     lossy: bool,
+    /// Answers whose end was dropped by the kernel side, and counted there: so many of the streams that seem to be
+    /// open are over.
+    dropped: u32,
     /// Code of a GOAWAY.
     goaway: Option<u32>,
 }
@@ -192,6 +195,7 @@ impl Session {
             last_stream: 0,
             late,
             lossy: false,
+            dropped: 0,
             goaway: None,
         }
     }
@@ -263,6 +267,7 @@ impl Session {
                 self.halves.iter_mut().for_each(|h| h.table = http2::Table::new(true));
             }
         }
+        self.dropped = self.dropped.saturating_add(frames.dropped);
         let missed = frames.index.wrapping_sub(self.halves[at].next);
         self.halves[at].next = frames.index.wrapping_add(1);
         if missed != 0 || (frames.lost && frames.index != 0) {
@@ -439,7 +444,7 @@ impl Session {
         let end = frame.head.has(flag::END_STREAM);
         if at == client {
             if id > self.last_stream && id % 2 == 1 {
-                self.opened(id, around);
+                self.opened(id);
             }
             let new = !self.streams.contains_key(&id);
             // Trailers of a stream that is over, or of one that is older than the agent.
@@ -454,7 +459,9 @@ impl Session {
             }
         } else {
             if !self.streams.contains_key(&id) && id <= self.last_stream {
-                if self.late && block.status.is_some_and(|s| s >= 200) {
+                if self.lossy {
+                    self.end_of_unknown(end, around);
+                } else if self.late && block.status.is_some_and(|s| s >= 200) {
                     around.stats.miss(Unread::JoinedLate, 1);
                 }
                 return;
@@ -468,16 +475,19 @@ impl Session {
         }
     }
 
+    /// A frame of an answer whose request and head were lost, and with it, where it ends, the exchange.
+    fn end_of_unknown(&self, ends: bool, around: &mut Around<'_>) {
+        around.stats.lose(Loss::Streams, u64::from(ends));
+    }
+
     /// The client opened a stream: those between it and the last one were not seen.
-    fn opened(&mut self, id: u32, around: &mut Around<'_>) {
+    fn opened(&mut self, id: u32) {
         let skipped = (id - self.last_stream).div_ceil(2) - 1;
         if self.lossy && self.last_stream != 0 {
-            let noticed = skipped.min(MAX_MISSED);
-            for i in 0..noticed {
+            for i in 0..skipped.min(MAX_MISSED) {
                 let missed = id - 2 * (i + 1);
                 self.streams.entry(missed).or_default().lost = true;
             }
-            around.stats.lose(Loss::Streams, u64::from(skipped - noticed));
         }
         self.last_stream = id;
     }
@@ -488,7 +498,7 @@ impl Session {
             && !self.streams.contains_key(&id)
             && let Some(&oldest) = self.streams.keys().min()
         {
-            around.stats.lose(Loss::PipelineFull, 1);
+            // An exchange that is marked as lost, or counted as such.
             self.finish(oldest, End::Lost, None, around, out);
         }
         self.streams.entry(id).or_default()
@@ -508,7 +518,12 @@ impl Session {
     ) {
         let Some(client) = self.client else { return };
         let which = usize::from(at != client);
-        let Some(stream) = self.streams.get_mut(&head.stream) else { return };
+        let Some(stream) = self.streams.get_mut(&head.stream) else {
+            if which == 1 && self.lossy {
+                self.end_of_unknown(head.has(flag::END_STREAM), around);
+            }
+            return;
+        };
         stream.bytes[which] += head.size();
         stream.body[which] += content;
         stream.messages[which] += u64::from(messages);
@@ -541,7 +556,11 @@ impl Session {
     /// Makes the exchange of a stream.
     fn finish(&mut self, id: u32, end: End, code: Option<u32>, around: &mut Around<'_>, out: &mut Vec<Exchange>) {
         let Some(stream) = self.streams.remove(&id) else { return };
-        if !stream.asked || (stream.lost && !stream.answered && end != End::Reset) {
+        if stream.lost && !stream.done[1] && end != End::Reset && self.dropped > 0 {
+            self.dropped -= 1;
+            return;
+        }
+        if !stream.asked {
             if stream.lost || !self.late {
                 around.stats.lose(Loss::Streams, 1);
             } else if stream.status >= 200 {
@@ -587,6 +606,7 @@ impl Session {
         let mut reset = false;
         if let Some(closed) = closed {
             reset = closed.reset;
+            self.dropped = self.dropped.saturating_add(closed.dropped);
             for at in [0, 1] {
                 let missed = closed.records[at].wrapping_sub(self.halves[at].next);
                 if missed != 0 {

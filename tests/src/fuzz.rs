@@ -190,6 +190,7 @@ pub fn frames(bytes: &[u8]) {
         let sent = flags & 2 != 0;
         let number = &mut numbers[usize::from(sent)];
         let record = Frames {
+            dropped: u32::from(remaining & 3),
             sent,
             index: *number + u32::from(flags >> 6 == 3),
             boundary: flags & 4 == 0,
