@@ -1,12 +1,101 @@
 //! What tests of TLS share.
 
 use std::{
-    path::Path,
-    process::{Command, Stdio},
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::program;
+use crate::{free_port, program};
+
+/// A server that ends with its test, and its certificate.
+pub struct Server {
+    /// Its process.
+    pub child: Child,
+    /// Where it runs: with `cert.pem` and `key.pem`.
+    pub folder: PathBuf,
+    /// Where it listens, on 127.0.0.1.
+    pub port: u16,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Server {
+    /// Starts a server from the code of an interpreter, which gets the port as its argument and says `ready`.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start(name: &str, interpreter: &str, code: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        certificate(&folder);
+        let port = free_port();
+        let mut child = Command::new(program(interpreter))
+            .args([if interpreter == "node" { "-e" } else { "-c" }, code, &port.to_string()])
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        let out = child.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut line).expect("readable");
+        assert_eq!(line.trim(), "ready");
+        Self { child, folder, port }
+    }
+
+    /// `openssl s_server`, which answers with files.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn s_server() -> Self {
+        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-s_server", std::process::id()));
+        std::fs::create_dir_all(folder.join("curl")).expect("a folder");
+        certificate(&folder);
+        for i in 0..20 {
+            std::fs::write(folder.join(format!("curl/{i}")), "hello").expect("a file");
+        }
+        let port = free_port();
+        let child = Command::new(program("openssl"))
+            .args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem", "-WWW", "-accept", &port.to_string()])
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let server = Self { child, folder, port };
+        wait_for(port);
+        server
+    }
+
+    /// Asks `count` times, by a process each, for `/CLIENT/i`.
+    ///
+    /// # Panics
+    /// The client fails.
+    pub fn ask(&self, client: &str, arguments: &[&str], count: usize) {
+        for i in 0..count {
+            let done = Command::new(program(client))
+                .args(arguments)
+                .arg(format!("https://127.0.0.1:{}/{client}/{i}", self.port))
+                .current_dir(&self.folder)
+                .stdout(Stdio::null())
+                .status();
+            assert!(done.is_ok_and(|s| s.success()), "{client} gets its answer");
+        }
+    }
+}
 
 /// Makes `cert.pem` and `key.pem` for this machine.
 ///

@@ -1,88 +1,12 @@
 //! HTTPS by real programs: OpenSSL on the socket, on memory and through its BIO, GnuTLS; HTTP/2 in node.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    io::Write as _,
+    process::{Command, Stdio},
 };
 
 use apiscope::exchange::{Attribution, Protocol, Scheme, Side};
-use apiscope_tests::{
-    Agent, Want, free_port, program,
-    tls::{certificate, wait_for},
-};
-
-/// A server that ends with its test, and its certificate.
-struct Server {
-    child: Child,
-    folder: PathBuf,
-    port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-impl Server {
-    fn start(name: &str, interpreter: &str, code: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        certificate(&folder);
-        let port = free_port();
-        let mut child = Command::new(program(interpreter))
-            .args([if interpreter == "node" { "-e" } else { "-c" }, code, &port.to_string()])
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        let mut line = String::new();
-        let out = child.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("readable");
-        assert_eq!(line.trim(), "ready");
-        Self { child, folder, port }
-    }
-
-    /// `openssl s_server`, which answers with files.
-    fn s_server() -> Self {
-        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-s_server", std::process::id()));
-        std::fs::create_dir_all(folder.join("curl")).expect("a folder");
-        certificate(&folder);
-        for i in 0..20 {
-            std::fs::write(folder.join(format!("curl/{i}")), "hello").expect("a file");
-        }
-        let port = free_port();
-        let child = Command::new(program("openssl"))
-            .args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem", "-WWW", "-accept", &port.to_string()])
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        let server = Self { child, folder, port };
-        wait_for(port);
-        server
-    }
-
-    fn ask(&self, client: &str, arguments: &[&str], count: usize) {
-        for i in 0..count {
-            let done = Command::new(program(client))
-                .args(arguments)
-                .arg(format!("https://127.0.0.1:{}/{client}/{i}", self.port))
-                .current_dir(&self.folder)
-                .stdout(Stdio::null())
-                .status();
-            assert!(done.is_ok_and(|s| s.success()), "{client} gets its answer");
-        }
-    }
-}
+use apiscope_tests::{Agent, Want, program, tls::Server};
 
 const CURL: &[&str] = &["-sf", "--http1.1", "--cacert", "cert.pem"];
 const WGET: &[&str] = &["-q", "--ca-certificate=cert.pem", "-O", "/dev/null"];

@@ -155,7 +155,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(leased) = lock(&self.held).files.remove(&self.number) {
+        let leased = lock(&self.held).files.remove(&self.number);
+        // Not under the lock: the kernel takes its time, and may take it for many files at once.
+        if let Some(leased) = leased {
             leased.release();
         }
     }

@@ -38,6 +38,8 @@ use crate::coverage::{Coverage, Found, Library, Reason, View};
 const MAX_FILES: usize = 16_384;
 /// Longest time between two looks at whether the agent ends.
 const TURN: Duration = Duration::from_millis(100);
+/// Most threads that detach at the end.
+const DETACHERS: usize = 32;
 /// Time between two looks at which processes there are: forked ones map nothing new.
 const CENSUS: Duration = Duration::from_secs(5);
 
@@ -483,6 +485,23 @@ impl Finder {
         if Instant::now() >= self.next_census {
             self.census();
         }
+    }
+}
+
+impl Drop for Finder {
+    /// Detaches everything at once: for each link the kernel waits until no processor is inside of a probe, some tenths
+    /// of a second on a busy machine, and waits for all of them as long as for one.
+    fn drop(&mut self) {
+        let probed = |l: &Looked| !l.links.is_empty() || l.lease.is_some();
+        let mut probed: Vec<Looked> = self.files.drain().map(|(_, looked)| looked).filter(probed).collect();
+        let share = probed.len().div_ceil(DETACHERS).max(1);
+        std::thread::scope(|scope| {
+            while !probed.is_empty() {
+                let part = probed.split_off(probed.len() - probed.len().min(share));
+                // Without a thread they are dropped here and now.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(part));
+            }
+        });
     }
 }
 
