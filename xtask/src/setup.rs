@@ -157,7 +157,8 @@ const TEST: [Package; 14] = [
 /// The one for arm64 is asked for where it is used.
 const VM: [Package; 1] = [from("qemu-system-x86_64", "qemu-system-x86")];
 
-const BENCH: [Package; 3] = [from("nginx", "nginx-light"), from("wrk", "wrk"), from("bpftool", "bpftool")];
+const BENCH: [Package; 4] =
+    [from("nginx", "nginx-light"), from("wrk", "wrk"), from("h2load", "nghttp2-client"), from("bpftool", "bpftool")];
 
 fn packages(wanted: &[Package]) {
     let missing: Vec<&str> = wanted.iter().filter(|p| place::program(p.program).is_none()).map(|p| p.package).collect();

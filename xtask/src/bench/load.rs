@@ -1,4 +1,4 @@
-//! The traffic: nginx with a small answer, wrk at full speed, and connections that are just open.
+//! The traffic: nginx with a small answer, wrk and h2load at full speed, and connections that are just open.
 
 use std::{
     fs,
@@ -17,6 +17,8 @@ use crate::{place, run::Running, step};
 
 /// wrk's connections: enough to keep one worker busy, few enough for stable percentiles.
 const CONNECTIONS: &str = "16";
+/// h2load's: each carries as many streams as asked for.
+const HTTP2_CONNECTIONS: &str = "4";
 /// Longest wait for nginx to listen.
 const LISTEN: Duration = Duration::from_secs(10);
 
@@ -25,6 +27,7 @@ const LISTEN: Duration = Duration::from_secs(10);
 pub struct Nginx {
     _running: Running,
     port: u16,
+    http2: u16,
 }
 
 impl Nginx {
@@ -33,7 +36,8 @@ impl Nginx {
     /// # Errors
     /// It does not start.
     pub fn start(folder: &Path) -> Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr().map(|a| a.port());
+        let (port, http2) = (free()?, free()?);
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|kind| format!("  {kind}_temp_path tmp;\n"))
@@ -42,7 +46,8 @@ impl Nginx {
             "daemon off;\nworker_processes 1;\nworker_rlimit_nofile 40000;\npid nginx.pid;\nerror_log error.log crit;\n\
              events {{ worker_connections 20000; }}\n\
              http {{\n  access_log off;\n  keepalive_requests 1000000000;\n  keepalive_timeout 600;\n{temporary}\
-             \x20 server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"ok\\n\"; }} }}\n}}\n"
+             \x20 server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"ok\\n\"; }} }}\n\
+             \x20 server {{ listen 127.0.0.1:{http2} http2; location / {{ return 200 \"ok\\n\"; }} }}\n}}\n"
         );
         let file = folder.join("nginx.conf");
         fs::write(&file, config).with_context(|| format!("failed to write {}", file.display()))?;
@@ -58,14 +63,20 @@ impl Nginx {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(Self { _running: running, port })
+        Ok(Self { _running: running, port, http2 })
     }
 
     /// Full speed for `seconds`.
     ///
     /// # Errors
-    /// wrk fails or meets errors.
+    /// wrk or h2load fails or meets errors.
     pub fn full_speed(&self, traffic: Traffic, seconds: u64) -> Result<Speed> {
+        if let Traffic::Http2(streams) = traffic {
+            let mut load = Command::new(place::program("h2load").context("no h2load")?);
+            load.args(["-t1", "-c", HTTP2_CONNECTIONS, &format!("-m{streams}"), "-D", &seconds.to_string()]);
+            let text = step::output(load.arg(format!("http://127.0.0.1:{}/", self.http2)))?;
+            return Speed::parse_h2load(&text).with_context(|| format!("h2load said:\n{text}"));
+        }
         let mut wrk = Command::new(place::program("wrk").context("no wrk")?);
         wrk.args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency"]);
         if traffic == Traffic::NewConnection {
@@ -109,6 +120,8 @@ pub enum Traffic {
     KeepAlive,
     /// One each.
     NewConnection,
+    /// So many streams at a time on each connection of HTTP/2.
+    Http2(u32),
 }
 
 impl Traffic {
@@ -118,20 +131,23 @@ impl Traffic {
         match self {
             Self::KeepAlive => "keep-alive",
             Self::NewConnection => "new connection",
+            Self::Http2(1) => "HTTP/2, 1 stream",
+            Self::Http2(32) => "HTTP/2, 32 streams",
+            Self::Http2(_) => "HTTP/2",
         }
     }
 }
 
-/// What wrk measured.
+/// What wrk or h2load measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
     /// Requests answered.
     pub requests: u64,
     /// Requests per second.
     pub rate: f64,
-    /// Median latency, us.
+    /// Median latency, us; of h2load, which has none, the mean.
     pub p50_us: f64,
-    /// 99th percentile, us.
+    /// 99th percentile, us; of h2load the longest.
     pub p99_us: f64,
 }
 
@@ -158,6 +174,30 @@ impl Speed {
             rate: rate.context("no rate")?,
             p50_us: percentile("50%")?,
             p99_us: percentile("99%")?,
+        })
+    }
+}
+
+impl Speed {
+    fn parse_h2load(text: &str) -> Result<Self> {
+        let line = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).with_context(|| format!("no {name}"));
+        let requests = line("requests:")?;
+        let count = |what: &str| {
+            let found = requests.split(',').find_map(|part| part.trim().strip_suffix(what)?.trim().parse::<u64>().ok());
+            found.with_context(|| format!("no count of {what}"))
+        };
+        if count("failed")? + count("errored")? + count("timeout")? > 0 {
+            bail!("errors: {requests}");
+        }
+        let mut times = line("time for request:")?.split_whitespace();
+        let (_shortest, longest, mean) = (times.next(), times.next(), times.next());
+        let rate =
+            line("finished in")?.split(',').find_map(|part| part.trim().strip_suffix("req/s")?.trim().parse().ok());
+        Ok(Self {
+            requests: count("succeeded")?,
+            rate: rate.context("no rate")?,
+            p50_us: microseconds(mean.context("no mean time")?)?,
+            p99_us: microseconds(longest.context("no longest time")?)?,
         })
     }
 }
@@ -189,5 +229,16 @@ mod tests {
         assert_eq!(speed, Speed { requests: 300_612, rate: 143_153.92, p50_us: 91.0, p99_us: 1250.0 });
         assert!(Speed::parse(&format!("{text}  Socket errors: connect 3, read 0, write 0, timeout 0\n")).is_err());
         assert!(Speed::parse("").is_err());
+    }
+
+    #[test]
+    fn h2load_is_read() {
+        let text = "finished in 2.00s, 100002.00 req/s, 3.21MB/s\nrequests: 200004 total, 200004 started, 200004 done, \
+                    200004 succeeded, 0 failed, 0 errored, 0 timeout\n                     min         max         mean\n\
+                    time for request:       44us      4.92ms       136us       103us    93.83%\n";
+        let speed = Speed::parse_h2load(text).expect("parses");
+        assert_eq!(speed, Speed { requests: 200_004, rate: 100_002.0, p50_us: 136.0, p99_us: 4920.0 });
+        assert!(Speed::parse_h2load(&text.replace("0 failed", "2 failed")).is_err());
+        assert!(Speed::parse_h2load("").is_err());
     }
 }

@@ -62,6 +62,8 @@ struct Size {
 
 /// Which ends of a connection are traced.
 const ENDS: [(&str, bool, f64); 2] = [("server", true, 1.0), ("both", false, 2.0)];
+/// Kinds of traffic.
+const TRAFFIC: [Traffic; 4] = [Traffic::KeepAlive, Traffic::NewConnection, Traffic::Http2(1), Traffic::Http2(32)];
 /// After the last request: the agent's own work on what it has read.
 const SETTLE: Duration = Duration::from_millis(1500);
 
@@ -133,7 +135,7 @@ impl Bench {
         eprintln!("  eBPF programs ...");
         let _statistics = Statistics::on()?;
         let mut found = Vec::new();
-        for traffic in [Traffic::KeepAlive, Traffic::NewConnection] {
+        for traffic in TRAFFIC {
             for (ends, server_only, per_request) in ENDS {
                 let agent = self.agent(server_only)?;
                 let before = agent.programs()?;
@@ -170,7 +172,7 @@ impl Bench {
             eprintln!("  note: somebody has kernel.bpf_stats_enabled on, which costs throughput");
         }
         let mut found = Vec::new();
-        for traffic in [Traffic::KeepAlive, Traffic::NewConnection] {
+        for traffic in TRAFFIC {
             for (ends, server_only, per_request) in ENDS {
                 eprintln!("  throughput, {}, {ends}: {} rounds ...", traffic.name(), self.size.rounds);
                 let (mut without, mut with, mut cpu, mut lost) = (Vec::new(), Vec::new(), Vec::new(), 0);
