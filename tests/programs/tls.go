@@ -1,6 +1,7 @@
 // HTTP over crypto/tls at both ends, for tests/go.rs. Standard library only, so that it builds without a network.
 //
 //	tls serve PORT CERT        HTTPS, HTTP/1.1 and HTTP/2; writes its certificate to CERT, then "ready"
+//	tls proxy PORT CERT TO     HTTPS that passes everything on to such a server
 //	tls plain PORT             HTTP
 //	tls client PORT WHAT ...   asks such a server; ends with 0 when every answer was right
 //	tls pipe                   both ends in this process, on no socket
@@ -25,6 +26,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -42,7 +45,9 @@ func main() {
 	log.SetFlags(0)
 	switch os.Args[1] {
 	case "serve":
-		serve(os.Args[2], os.Args[3])
+		serve(os.Args[2], os.Args[3], handler())
+	case "proxy":
+		serve(os.Args[2], os.Args[3], proxy(os.Args[4]))
 	case "plain":
 		listener := listen(os.Args[2])
 		fmt.Println("ready")
@@ -87,11 +92,22 @@ func certificate() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func serve(port, file string) {
+func proxy(port string) http.Handler {
+	target, err := url.Parse("https://127.0.0.1:" + port)
+	check(err)
+	handler := httputil.NewSingleHostReverseProxy(target)
+	handler.Transport = &http.Transport{
+		TLSClientConfig:     &tls.Config{InsecureSkipVerify: true},
+		MaxIdleConnsPerHost: 100,
+	}
+	return handler
+}
+
+func serve(port, file string, handler http.Handler) {
 	cert := certificate()
 	check(os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}), 0o600))
 	server := &http.Server{
-		Handler:   handler(),
+		Handler:   handler,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
 		ErrorLog:  log.New(io.Discard, "", 0),
 	}
@@ -215,6 +231,26 @@ func client(port, what string, rest []string) {
 		}
 		group.Wait()
 		fmt.Println(checked.n)
+	case "resumed":
+		// A connection for each request, all but the first with the session of one before.
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			cache := tls.NewLRUClientSessionCache(4)
+			for i := 0; i < number(rest[0]); i++ {
+				c, _ := connection(port, false)
+				config := c.Transport.(*http.Transport).TLSClientConfig
+				config.MaxVersion = version
+				config.ClientSessionCache = cache
+				response, err := c.Get(fmt.Sprintf("https://127.0.0.1:%s/resumed/%d/%d", port, version&0xff-1, i))
+				check(err)
+				if response.TLS.DidResume != (i > 0) {
+					log.Fatalf("resumed: %v", response.TLS.DidResume)
+				}
+				body, err := io.ReadAll(response.Body)
+				check(err)
+				expect(string(body), "hello")
+				c.CloseIdleConnections()
+			}
+		}
 	case "sessions":
 		// The path says which port asked.
 		var group sync.WaitGroup

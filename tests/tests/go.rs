@@ -90,11 +90,16 @@ impl Server {
     }
 
     fn start_as(path: &Path, what: &str) -> Self {
+        Self::start_with(path, what, &[])
+    }
+
+    fn start_with(path: &Path, what: &str, more: &[String]) -> Self {
         let port = free_port();
         let certificate = std::env::temp_dir().join(format!("apiscope-go-{}-{port}.pem", std::process::id()));
         let mut child = Command::new(path)
             .args([what, &port.to_string()])
             .arg(&certificate)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -217,6 +222,54 @@ fn two_hundred_sessions_and_no_wrong_socket() {
             }
         }
         assert!(ports.len() == SESSIONS && ports.values().all(|&n| n == REQUESTS), "{side}: {ports:?}");
+    }
+}
+
+/// Both ends of it in one process, each on sockets of its own.
+#[test]
+fn a_proxy_in_between() {
+    let agent = Agent::shared();
+    let path = built(agent, Kind::Static);
+    let server = Server::start(&path);
+    let proxy = Server::start_with(&path, "proxy", &[server.port.to_string()]);
+    proxy.client(&["sessions", "40", "5"]);
+    for (place, ends) in [(&proxy, [&proxy, &proxy]), (&server, [&server, &proxy])] {
+        let address = place.address();
+        let end = Instant::now() + Duration::from_secs(10);
+        for side in [Side::Server, Side::Client] {
+            while agent.seen(&address, side).len() < 240 && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        let served = agent.seen(&address, Side::Server);
+        let asked = agent.seen(&address, Side::Client);
+        assert_eq!((served.len(), asked.len()), (240, 240), "{address}");
+        // What one end says of a path and its socket is what the other end says.
+        let pairs = |seen: &[Exchange]| {
+            let mut pairs: Vec<String> = seen.iter().map(|x| format!("{:?} {:?}", x.path, x.client)).collect();
+            pairs.sort();
+            pairs
+        };
+        assert_eq!(pairs(&served), pairs(&asked), "{address}");
+        assert!(served.iter().all(|x| x.pid == ends[0].child.id() && x.attribution == Attribution::Nested));
+        if place.port == server.port {
+            assert!(asked.iter().all(|x| x.pid == ends[1].child.id() && x.attribution == Attribution::Nested));
+        }
+    }
+}
+
+#[test]
+fn sessions_that_are_resumed() {
+    let agent = Agent::shared();
+    let server = Server::start(&built(agent, Kind::Stripped));
+    server.client(&["resumed", "10"]);
+    let paths = (0..20).map(|i| hello(format!("/resumed/{}/{}", 2 + i / 10, i % 10)));
+    check(agent, &server, Protocol::Http11, &paths.collect::<Vec<_>>());
+    for side in [Side::Server, Side::Client] {
+        for x in agent.seen(&server.address(), side) {
+            let wanted = if x.path.as_deref().is_some_and(|p| p.starts_with("/resumed/2")) { "1.2" } else { "1.3" };
+            assert_eq!(x.tls_version.map(|v| v.to_string()).as_deref(), Some(wanted), "{side} {:?}", x.path);
+        }
     }
 }
 

@@ -392,7 +392,8 @@ impl Finder {
         let mut looked = Looked::default();
         let mut reason = (!self.would_be_read).then_some(self.without);
         match executable.places(file) {
-            Ok(None) => return Some(looked),
+            // C libraries that are linked in may still be there.
+            Ok(None) => return None,
             Err(e) => {
                 log::debug!("TLS of {} is not read: Go: {e}", path.display());
                 reason = Some(Reason::UnknownVersion);
