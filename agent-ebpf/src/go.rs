@@ -2,10 +2,16 @@
 //!
 //! # Hooks
 //! uprobes in the executable, never a uretprobe (it writes another return address on the stack, and Go walks
-//! and moves its stacks): behind the stack check of each function, and at its return instructions.
-//! - [`go_enter`]: `(*tls.Conn).Read`, `Close`, `clientHandshake`, `serverHandshake`; returns of the last two.
-//! - [`go_read`]: returns of `Read`; its entry is not probed where its arguments are still on the stack then.
-//! - [`go_write`]: entry and returns of `Write`.
+//! and moves its stacks):
+//! - [`go_enter`]: entry and returns of `(*tls.Conn).clientHandshake` and `serverHandshake`, entry of `Close`.
+//! - [`go_read`]: in `Read`, where it copies what it has to the caller's buffer, and where a record was read, or its
+//!   end found.
+//! - [`go_write`]: at the entry of `Write`, and where it is done.
+//!
+//! The entries are behind the stack check. All of them but the handshakes' returns are instructions that the kernel
+//! executes itself (`push`, `call`, conditional jumps). Others, a return among them, cost a second trap, which a
+//! hypervisor intercepts: 20 us on the machine that this was written on. Where the compiler made other code the
+//! functions' return instructions are probed.
 //!
 //! # What identifies a call
 //! The goroutine, not the thread: one that waits for the network goes on on any thread. Its `g` is in R14
@@ -132,15 +138,24 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Returns of `Read`.
+/// Within `Read`, or at its returns.
 #[uprobe]
 pub fn go_read(ctx: ProbeContext) -> u32 {
     // A copy: what follows is the same for both cases, and looked at once by the verifier.
     let mut call = Call::default();
-    if op(&ctx) == Op::GO_SPILLED {
-        emit::count(Count::TLS_CALLS);
+    let mut bytes = argument(&ctx, 0) as i64;
+    let mut error = argument(&ctx, 2);
+    let op = op(&ctx);
+    if op == Op::GO_RECORD {
+        error = argument(&ctx, 1);
+        if bytes == 0 || !is_end(error) {
+            return 0;
+        }
+        bytes = 0;
+    }
+    if op == Op::GO_SPILLED || op == Op::GO_COPY || op == Op::GO_RECORD {
         let mut arguments = [0u64; 2];
-        let from = (tls::stack(&ctx) + 8) as *const _;
+        let from = (tls::stack(&ctx) + depth(&ctx) + 8) as *const _;
         // SAFETY: the helper checks the address; the target has 16 bytes.
         if unsafe { bpf_probe_read_user((&raw mut arguments).cast(), 16, from) } != 0 {
             emit::count(Count::UNREADABLE);
@@ -148,6 +163,14 @@ pub fn go_read(ctx: ProbeContext) -> u32 {
         }
         call.session = arguments[0];
         call.buffer = arguments[1];
+        if op != Op::GO_RECORD {
+            emit::count(Count::TLS_CALLS);
+        }
+        if op == Op::GO_COPY {
+            error = 0;
+            call.buffer = argument(&ctx, 1);
+            bytes = argument(&ctx, 2) as i64;
+        }
     } else {
         let Some(calls) = current(&ctx) else { return 0 };
         // SAFETY: map memory of this goroutine.
@@ -163,11 +186,10 @@ pub fn go_read(ctx: ProbeContext) -> u32 {
             return 0;
         }
     }
-    let bytes = argument(&ctx, 0) as i64;
     if bytes > 0 {
         settle(&mut call);
         tls::deliver(&mut call, Op::GO_READ, bytes as u64, 0);
-    } else if is_end(argument(&ctx, 2)) {
+    } else if is_end(error) {
         tls::ended(&mut call, Op::GO_READ);
     }
     0
@@ -176,14 +198,17 @@ pub fn go_read(ctx: ProbeContext) -> u32 {
 /// Entry and returns of `Write`.
 #[uprobe]
 pub fn go_write(ctx: ProbeContext) -> u32 {
-    let is_return = op(&ctx) == Op::GO_RETURN;
+    let is_return = op(&ctx) != Op::GO_WRITE;
     let Some(calls) = (if is_return { current(&ctx) } else { begin(&ctx, Op::GO_WRITE) }) else { return 0 };
     // SAFETY: map memory of this goroutine.
     let calls = unsafe { &mut *calls };
     settle(&mut calls.call);
     let mut bytes = calls.call.size;
     if is_return {
-        bytes = argument(&ctx, 0);
+        // Without an error it is all of it, whatever part the one that returned did.
+        if argument(&ctx, 1) != 0 {
+            bytes = argument(&ctx, 0);
+        }
     } else {
         let early = tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT || bytes <= PIECE);
         calls.counted = u64::from(early);
@@ -195,7 +220,7 @@ pub fn go_write(ctx: ProbeContext) -> u32 {
         tls::deliver(&mut calls.call, Op::GO_WRITE, bytes, 1);
     }
     // Asked again: a flag that is kept would have the verifier look at all of the above twice.
-    if op(&ctx) == Op::GO_RETURN {
+    if op(&ctx) != Op::GO_WRITE {
         if calls.counted == 0
             && let Some(writing) = tls::writing(calls.call.plain)
         {
@@ -331,7 +356,7 @@ fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64, u64)> {
         return None;
     }
     let key = Goroutine { tgid: bpf_get_current_pid_tgid() >> 32, g };
-    Some((key, tls::stack(ctx).wrapping_sub(end), end))
+    Some((key, tls::stack(ctx).wrapping_add(depth(ctx)).wrapping_sub(end), end))
 }
 
 /// Is the error with this data pointer `io.EOF`? (`*errors.errorString`: a string.)
@@ -355,6 +380,13 @@ fn argument(ctx: &ProbeContext, i: usize) -> u64 {
     // ax, bx, cx.
     const X86_64: [usize; 3] = [10, 5, 11];
     if setting!(arch) == 0 { tls::register(ctx, X86_64[i]) } else { tls::register(ctx, i) }
+}
+
+/// Bytes from the stack pointer to where it was at the function's entry.
+#[inline(always)]
+fn depth(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the program's own context.
+    unsafe { generated::bpf_get_attach_cookie(ctx.regs.cast()) >> 8 & 0xffff }
 }
 
 /// What the probe is at.

@@ -148,6 +148,13 @@ impl Op {
     pub const GO_RETURN: u64 = 18;
     /// A return instruction of `GO_READ` where the arguments are on the stack, as they came.
     pub const GO_SPILLED: u64 = 19;
+    /// Within `GO_READ`, where it calls `memmove(to, from, bytes)`. The bytes from the stack pointer to where it was at
+    /// the entry take the place of the layout.
+    pub const GO_COPY: u64 = 20;
+    /// Within `GO_WRITE`, where what does the work of it has returned; the same.
+    pub const GO_WRITTEN: u64 = 21;
+    /// Within `GO_READ`, where a record was read, or not; the same.
+    pub const GO_RECORD: u64 = 22;
 }
 
 /// Places for connections that the agent leaves out; a power of two.

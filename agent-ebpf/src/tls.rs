@@ -375,7 +375,8 @@ fn note(id: u64, direction: u64, now: u64) -> bool {
 /// Is this thread in a library's call?
 #[inline(always)]
 fn is_nested() -> bool {
-    under_way().is_some()
+    // SAFETY: storage of the current thread.
+    call(false).is_some_and(|call| unsafe { (*call).op != 0 })
 }
 
 /// The call that this thread is in, or the goroutine that runs on it.

@@ -23,9 +23,15 @@ use super::{
 const READ: &str = "crypto/tls.(*Conn).Read";
 const WRITE: &str = "crypto/tls.(*Conn).Write";
 const CLOSE: &str = "crypto/tls.(*Conn).Close";
+/// What they call.
+const COPY: &str = "runtime.memmove";
+const WRITE_RECORD: &str = "crypto/tls.(*Conn).writeRecordLocked";
+const READ_RECORD: &str = "crypto/tls.(*Conn).readRecordOrCCS";
 const HANDSHAKES: [&str; 2] = ["crypto/tls.(*Conn).clientHandshake", "crypto/tls.(*Conn).serverHandshake"];
 /// Instructions of a function's start among which its stack check is.
 const PROLOGUE: usize = 8;
+/// Instructions between a call and the conditional jump on its result.
+const BETWEEN: usize = 6;
 /// `RET` of arm64.
 const RET: u32 = 0xd65f_03c0;
 /// Kinds of the dynamic section's entries for relocations.
@@ -84,7 +90,7 @@ impl Executable {
     /// # Errors
     /// [`Uncovered`].
     pub fn places(&self, file: &File) -> Result<Option<Places>, Uncovered> {
-        let wanted = [READ, WRITE, CLOSE, HANDSHAKES[0], HANDSHAKES[1]];
+        let wanted = [READ, WRITE, CLOSE, HANDSHAKES[0], HANDSHAKES[1], COPY, WRITE_RECORD, READ_RECORD];
         match gopclntab::functions(file, &self.layout, &wanted) {
             Ok(functions) if !functions.by_name.contains_key(READ) && !functions.by_name.contains_key(WRITE) => {
                 Ok(None)
@@ -118,7 +124,9 @@ fn assemble(file: &File, functions: &Functions, machine: u16) -> Result<Places, 
         let mut code = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
         let n = file.read_at(range.start, &mut code);
         code.truncate(n);
-        let shape = if machine == EM_AARCH64 { arm64(&code) } else { x86_64(&code)? };
+        let distance = |callee| functions.by_name.get(callee).map(|r| r.start.wrapping_sub(range.start));
+        let callees = [COPY, WRITE_RECORD, READ_RECORD].map(distance);
+        let shape = if machine == EM_AARCH64 { arm64(&code) } else { x86_64(&code, callees)? };
         let shape = shape.filter(|s| !s.returns.is_empty()).ok_or(Uncovered::Code(name))?;
         Ok::<_, Uncovered>((range, shape))
     };
@@ -128,7 +136,16 @@ fn assemble(file: &File, functions: &Functions, machine: u16) -> Result<Places, 
         let place = |at: u64, op| Place { offset: range.start + at, cookie: op };
         let enter = place(shape.entry, op);
         let leave = shape.returns.iter().map(|&at| place(at, Op::GO_RETURN));
+        let within = |at: u64, op| place(at, op | shape.depth << 8);
         match op {
+            Op::GO_READ if shape.spills && shape.copies.len() == 1 && !shape.results[1].is_empty() => {
+                places.read.push(within(shape.copies[0], Op::GO_COPY));
+                places.read.extend(shape.results[1].iter().map(|&at| within(at, Op::GO_RECORD)));
+            }
+            Op::GO_WRITE if !shape.results[0].is_empty() => {
+                places.write.push(enter);
+                places.write.extend(shape.results[0].iter().map(|&at| within(at, Op::GO_WRITTEN)));
+            }
             Op::GO_READ if shape.spills => {
                 places.read.extend(leave.map(|p| Place { cookie: Op::GO_SPILLED, ..p }));
             }
@@ -177,16 +194,24 @@ struct Shape {
     /// Receiver and address of the buffer are on the stack at every return, where the ABI has room for them: they
     /// were put there before anything else was called, and nothing else is. Known of amd64 alone.
     spills: bool,
+    /// Calls of `memmove`.
+    copies: Vec<u64>,
+    /// Conditional jumps behind the calls of `writeRecordLocked` and of `readRecordOrCCS`, where their results still are
+    /// in their registers. Empty where there is a call without one.
+    results: [Vec<u64>; 2],
+    /// Bytes of the frame: from the stack pointer in the function to where it was at the entry.
+    depth: u64,
 }
 
-/// Reads a function. `None` where it cannot be decoded.
-fn x86_64(code: &[u8]) -> Result<Option<Shape>, Uncovered> {
+/// Reads a function. `None` where it cannot be decoded. `callees` are the distances to `memmove`,
+/// `writeRecordLocked` and `readRecordOrCCS`.
+fn x86_64(code: &[u8], callees: [Option<u64>; 3]) -> Result<Option<Shape>, Uncovered> {
     let mut shape = Shape::default();
     let mut spills = Spills::default();
     // Where the stack is grown: arguments are saved there too, for another reason.
     let mut body_end = u64::MAX;
     let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
-    let mut n = 0;
+    let (mut n, mut calls, mut returned) = (0, [0; 2], None);
     while decoder.can_decode() {
         let i = decoder.decode();
         if i.is_invalid() {
@@ -202,13 +227,50 @@ fn x86_64(code: &[u8]) -> Result<Option<Shape>, Uncovered> {
         } else if i.ip() < body_end {
             spills.look(&i);
         }
+        let callee = (i.mnemonic() == Mnemonic::Call && i.op0_kind() == OpKind::NearBranch64)
+            .then(|| callees.iter().position(|at| *at == Some(i.near_branch64())))
+            .flatten();
+        match callee {
+            Some(0) => shape.copies.push(i.ip()),
+            Some(callee) => {
+                calls[callee - 1] += 1;
+                returned = Some((callee - 1, n));
+            }
+            None => match returned {
+                Some((_, at)) if n - at > BETWEEN => returned = None,
+                Some((callee, _)) if i.flow_control() == FlowControl::ConditionalBranch => {
+                    shape.results[callee].push(i.ip());
+                    returned = None;
+                }
+                // The results must not be touched before.
+                Some(_) if !leaves_results(&i) => returned = None,
+                _ => {}
+            },
+        }
         if i.flow_control() == FlowControl::Return {
             shape.returns.push(i.ip());
         }
         n += 1;
     }
+    shape.depth = spills.depth.unwrap_or_default();
+    for (results, calls) in shape.results.iter_mut().zip(calls) {
+        if results.len() != calls || shape.depth == 0 || shape.depth > u64::from(u16::MAX) {
+            results.clear();
+        }
+    }
     shape.spills = spills.hold() && shape.entry != 0 && body_end < code.len() as u64;
     Ok(Some(shape))
+}
+
+/// Does an instruction go on to the next, with the first two results (rax, rbx) as they were?
+fn leaves_results(i: &Instruction) -> bool {
+    let register = i.op0_kind() == OpKind::Register;
+    let target = i.op0_register().full_register();
+    match i.mnemonic() {
+        Mnemonic::Test | Mnemonic::Cmp | Mnemonic::Nop => true,
+        Mnemonic::Mov | Mnemonic::Lea => !register || !matches!(target, Register::RAX | Register::RBX | Register::RSP),
+        _ => false,
+    }
 }
 
 /// Are the first two arguments kept in the caller's frame? (Go's `abi-internal.md`, "spill space".)
@@ -355,9 +417,9 @@ mod tests {
 
     #[test]
     fn entries_and_returns_of_amd64() {
-        let shape = x86_64(&AMD64).expect("new enough").expect("code");
-        assert_eq!(shape, Shape { entry: 6, returns: vec![14, 16], spills: false });
-        assert_eq!(x86_64(&[0x06]).expect("new enough"), None);
+        let shape = x86_64(&AMD64, [None; 3]).expect("new enough").expect("code");
+        assert_eq!(shape, Shape { entry: 6, returns: vec![14, 16], ..Shape::default() });
+        assert_eq!(x86_64(&[0x06], [None; 3]).expect("new enough"), None);
     }
 
     #[test]
@@ -375,7 +437,7 @@ mod tests {
             code.extend([0x48, 0x83, 0xc4, 0x58, 0x5d, 0xc3]); // add rsp, 0x58; pop rbp; ret
             code[5] = (code.len() - 6) as u8;
             code.extend([0x48, 0x89, 0x44, 0x24, 0x08, 0xeb, 0]); // mov [rsp+8], rax; jmp
-            x86_64(&code).expect("new enough").expect("code").spills
+            x86_64(&code, [None; 3]).expect("new enough").expect("code").spills
         };
         assert!(code(&[]));
         // A local: mov [rsp+0x50], rax.
@@ -389,10 +451,30 @@ mod tests {
     }
 
     #[test]
+    fn results_are_looked_at_before_they_are_gone() {
+        // sub rsp, 16; call 0x100; the middle; je
+        let results = |middle: &[u8]| {
+            let mut code = vec![0x48, 0x83, 0xec, 0x10, 0xe8, 0xf7, 0, 0, 0];
+            code.extend(middle);
+            code.extend([0x74, 0, 0xc3]);
+            let shape = x86_64(&code, [Some(0x100), None, Some(0x100)]).expect("new enough").expect("code");
+            assert_eq!((shape.depth, shape.copies.len()), (16, 1));
+            x86_64(&code, [None, Some(0x100), None]).expect("new enough").expect("code").results[0].clone()
+        };
+        // test rbx, rbx; a mov to memory.
+        assert_eq!(results(&[0x48, 0x85, 0xdb]), [12]);
+        assert_eq!(results(&[0x48, 0x89, 0x44, 0x24, 8, 0x48, 0x85, 0xdb]), [17]);
+        // mov rax, rcx; another call; a long way.
+        assert_eq!(results(&[0x48, 0x89, 0xc8]), [0_u64; 0]);
+        assert_eq!(results(&[0xe8, 0, 0, 0, 0]), [0_u64; 0]);
+        assert_eq!(results(&[0x90; 8]), [0_u64; 0]);
+    }
+
+    #[test]
     fn arguments_on_the_stack_are_too_old() {
         // mov rcx, fs:[-8]; cmp rsp, [rcx+0x10]; jbe; ret
         let code = [0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf8, 0xff, 0xff, 0xff, 0x48, 0x3b, 0x61, 0x10, 0x76, 0, 0xc3];
-        assert!(matches!(x86_64(&code), Err(Uncovered::Old)));
+        assert!(matches!(x86_64(&code, [None; 3]), Err(Uncovered::Old)));
     }
 
     #[test]
@@ -400,7 +482,7 @@ mod tests {
         // ldr x16, [x28, #16]; cmp sp, x16; b.ls +16; str x30, [sp, #-64]!; ret; b 0
         let words: [u32; 6] = [0xf940_0b90, 0xeb30_63ff, 0x5400_0089, 0xf81c_0ffe, RET, 0x17ff_fffb];
         let code: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(arm64(&code), Some(Shape { entry: 12, returns: vec![16], spills: false }));
+        assert_eq!(arm64(&code), Some(Shape { entry: 12, returns: vec![16], ..Shape::default() }));
     }
 
     #[test]
@@ -411,7 +493,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_code(code in proptest::collection::vec(proptest::num::u8::ANY, 0..256)) {
-            let _ = (x86_64(&code), arm64(&code));
+            let _ = (x86_64(&code, [None; 3]), arm64(&code));
         }
 
         #[test]
