@@ -14,7 +14,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
-    exchange::{Api, Attribution, End, Exchange, Origin, Peer, Protocol, Scheme, Side, TlsVersion},
+    exchange::{Api, Attribution, Cipher, End, Exchange, Origin, Peer, Protocol, Scheme, Side, TlsVersion},
     proto::{credential::Principals, grpc, http1},
     stats::{Loss, Stats, Unread},
     stream::{Around, Live, Session},
@@ -100,6 +100,7 @@ struct Connection {
     /// How the socket of a TLS session was found; `None` for plaintext.
     tls: Option<Attribution>,
     tls_version: Option<TlsVersion>,
+    tls_cipher: Option<Cipher>,
     sock: u64,
     peer_sock: u64,
     pending: VecDeque<Box<Pending>>,
@@ -129,6 +130,7 @@ impl Connection {
         exchange.client = client.clone();
         exchange.scheme = self.scheme();
         exchange.tls_version = self.tls_version;
+        exchange.tls_cipher = self.tls_cipher;
         exchange.attribution = self.tls.unwrap_or(Attribution::Socket);
         exchange.server = server.clone();
         exchange.origin = self.identity.origin.clone();
@@ -266,6 +268,7 @@ impl Connections {
             known.remote = opened.remote;
             known.tls = opened.tls;
             known.tls_version = opened.tls_version;
+            known.tls_cipher = opened.tls_cipher;
             return;
         }
         self.order.push_back(id);
@@ -287,6 +290,7 @@ impl Connections {
                 late: opened.late,
                 tls: opened.tls,
                 tls_version: opened.tls_version,
+                tls_cipher: opened.tls_cipher,
                 sock: opened.sock,
                 peer_sock: opened.peer_sock,
                 pending: VecDeque::new(),
@@ -544,6 +548,7 @@ impl Connections {
                 Protocol::Http11
             },
             tls_version: connection.tls_version,
+            tls_cipher: connection.tls_cipher,
             end,
             attribution: connection.tls.unwrap_or(Attribution::Socket),
             auth: request.auth,

@@ -8,7 +8,7 @@ use std::{
 
 use agent_ebpf::{Close, Flag, Kind, Open, Record, Tier};
 
-use crate::exchange::{Attribution, Peer, TlsVersion};
+use crate::exchange::{Attribution, Cipher, Peer, TlsVersion};
 
 /// One record of the kernel side.
 #[derive(Debug)]
@@ -73,6 +73,8 @@ pub struct Opened {
     pub tls: Option<Attribution>,
     /// Version of TLS, where its ServerHello was seen.
     pub tls_version: Option<TlsVersion>,
+    /// Cipher suite, likewise.
+    pub tls_cipher: Option<Cipher>,
 }
 
 /// A message, or the part of it that was seen.
@@ -282,8 +284,9 @@ fn opened(open: &Open, late: bool, hello: &[u8]) -> Opened {
         _ => Some(Attribution::None),
     };
     let tls_version = tls.and_then(|_| tls_version(hello));
+    let tls_cipher = tls.and_then(|_| tls_cipher(hello));
     let (sock, peer_sock) = (open.sock, open.peer_sock);
-    Opened { late, local, remote, sock, peer_sock, comm: text(&open.comm), tls, tls_version }
+    Opened { late, local, remote, sock, peer_sock, comm: text(&open.comm), tls, tls_version, tls_cipher }
 }
 
 /// The version that a ServerHello chose (RFC 8446 section 4.1.3, RFC 5246 section 7.4.1.3). It may be cut off:
@@ -312,6 +315,12 @@ fn tls_version(hello: &[u8]) -> Option<TlsVersion> {
         at += 4 + usize::from(len);
     }
     chosen
+}
+
+/// The cipher suite that a ServerHello chose: two bytes behind the session's name (as above).
+fn tls_cipher(hello: &[u8]) -> Option<Cipher> {
+    let at = 39 + usize::from(*hello.get(38)?);
+    Cipher::from_number(u16::from_be_bytes(hello.get(at..at + 2)?.try_into().ok()?))
 }
 
 fn ip(address: IpAddr, port: u16) -> Peer {
@@ -350,8 +359,9 @@ mod tests {
         hello.extend_from_slice(&[0, 43, 0, 2, 3, 4]);
         assert_eq!(tls_version(&hello), Some(TlsVersion::Tls13));
         assert_eq!(tls_version(&hello[..30]), None);
+        assert_eq!(tls_cipher(&hello).map(Cipher::name), Some("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"));
         for cut in 0..hello.len() {
-            let _ = tls_version(&hello[..cut]);
+            let _ = (tls_version(&hello[..cut]), tls_cipher(&hello[..cut]));
         }
     }
 

@@ -5,6 +5,7 @@
 //! **Invariant**: an exchange carries no credential, cookie, query value or body byte. It may carry
 //! the raw path until `route`; what is written of it is decided by [`PathForm`].
 
+mod cipher;
 pub mod json;
 mod origin;
 
@@ -12,6 +13,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use serde::Deserialize;
 
+pub use cipher::Cipher;
 pub use origin::{Image, Kind, Origin, Workload};
 
 /// One request and its answer.
@@ -51,6 +53,8 @@ pub struct Exchange {
     pub protocol: Protocol,
     /// Version of TLS, where there is one and it is known.
     pub tls_version: Option<TlsVersion>,
+    /// Cipher suite of TLS, where it is known.
+    pub tls_cipher: Option<Cipher>,
     /// How it ended.
     pub end: End,
     /// How the connection of a TLS session was found.
@@ -437,6 +441,7 @@ impl Default for Exchange {
             scheme: Scheme::Http,
             protocol: Protocol::Http11,
             tls_version: None,
+            tls_cipher: None,
             end: End::Complete,
             attribution: Attribution::Socket,
             auth: Auth::None,
@@ -514,6 +519,8 @@ struct Line<'a> {
     #[serde(default, borrow)]
     tls_version: std::borrow::Cow<'a, str>,
     #[serde(default, borrow)]
+    tls_cipher: std::borrow::Cow<'a, str>,
+    #[serde(default, borrow)]
     end: std::borrow::Cow<'a, str>,
     #[serde(default, borrow)]
     attribution: std::borrow::Cow<'a, str>,
@@ -559,6 +566,7 @@ impl From<Line<'_>> for Exchange {
             scheme: Scheme::from_name(&line.scheme).unwrap_or(Scheme::Http),
             protocol: Protocol::from_name(&line.protocol).unwrap_or(Protocol::Http11),
             tls_version: TlsVersion::from_name(&line.tls_version),
+            tls_cipher: Cipher::from_name(&line.tls_cipher),
             end: End::from_name(&line.end).unwrap_or(End::Complete),
             attribution: Attribution::from_name(&line.attribution).unwrap_or(Attribution::Socket),
             auth: Auth::from_name(&line.auth).unwrap_or(Auth::None),
@@ -613,6 +621,7 @@ mod tests {
             client: Peer::Unix("/run/x".into()),
             server: Peer::parse("[::ffff:127.0.0.1]:80"),
             tls_version: Some(TlsVersion::Tls13),
+            tls_cipher: Cipher::from_number(0x1301),
             end: End::Upgraded,
             auth: Auth::Digest,
             marks: Marks::CHALLENGE.with(Marks::SUNSET),

@@ -18,7 +18,7 @@ fn check(agent: &Agent, server: &Server, client: &str, count: usize, at_server: 
     for (side, attribution) in [(Side::Server, at_server), (Side::Client, Attribution::Nested)] {
         for x in agent.seen(&address, side) {
             assert_eq!((x.scheme, x.attribution), (Scheme::Https, attribution), "{}", x.method);
-            assert!(x.tls_version.is_some(), "the version of TLS is known");
+            assert!(x.tls_version.is_some() && x.tls_cipher.is_some(), "version and cipher of TLS are known");
         }
     }
 }

@@ -363,6 +363,7 @@ fn resumed_sessions_and_half_closed_ones() {
     agent.expect(&address, &wanted);
     for x in agent.seen(&address, Side::Server) {
         assert_eq!(x.tls_version.map(|v| v.name()), Some("1.2"));
+        assert!(x.tls_cipher.is_some_and(|c| c.name().starts_with("TLS_ECDHE_")), "{:?}", x.tls_cipher);
     }
 }
 

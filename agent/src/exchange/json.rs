@@ -61,7 +61,8 @@ fn same_place(a: &Exchange, b: &Exchange) -> bool {
     }
     a.client == b.client
         && a.server == b.server
-        && (a.side, a.scheme, a.protocol, a.tls_version) == (b.side, b.scheme, b.protocol, b.tls_version)
+        && (a.side, a.scheme, a.protocol) == (b.side, b.scheme, b.protocol)
+        && (a.tls_version, a.tls_cipher) == (b.tls_version, b.tls_cipher)
         && (a.end, a.attribution, a.auth, a.api, a.pid) == (b.end, b.attribution, b.auth, b.api, b.pid)
         && (Arc::ptr_eq(&a.service, &b.service) || a.service == b.service)
         && same(&a.exe, &b.exe)
@@ -137,6 +138,9 @@ impl Exchange {
         object.plain(key!("protocol"), self.protocol.name());
         if let Some(v) = self.tls_version {
             object.plain(key!("tls_version"), v.name());
+        }
+        if let Some(cipher) = self.tls_cipher {
+            object.plain(key!("tls_cipher"), cipher.name());
         }
         object.plain(key!("end"), self.end.name());
         object.plain(key!("attribution"), self.attribution.name());

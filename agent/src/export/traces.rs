@@ -163,6 +163,13 @@ fn span(exchange: &Exchange, route: &str, trace_id: TraceId, span_id: SpanId, sc
     if exchange.status != 0 {
         attributes.push(KeyValue::new("http.response.status_code", i64::from(exchange.status)));
     }
+    if let Some(version) = exchange.tls_version {
+        attributes.push(KeyValue::new("tls.protocol.name", "tls"));
+        attributes.push(KeyValue::new("tls.protocol.version", version.name()));
+    }
+    if let Some(cipher) = exchange.tls_cipher {
+        attributes.push(KeyValue::new("tls.cipher", cipher.name()));
+    }
     if let Peer::Ip(server) = &exchange.server {
         attributes.push(KeyValue::new("server.address", server.ip().to_string()));
         attributes.push(KeyValue::new("server.port", i64::from(server.port())));
