@@ -11,7 +11,10 @@ use apiscope::{
     conn::{Connections, Identity, MAX_PIPELINE, Outside},
     event::{self, Frames},
     exchange::{Exchange, MAX_QUERY_KEYS, MAX_USER_AGENT, Method, Peer},
-    probe::gopclntab::{self as table, Layout, Segment},
+    probe::{
+        elf::{CODE_BYTES, Elf},
+        gopclntab::{self as table, Layout, Segment},
+    },
     proto::{
         credential::Principals,
         hpack::MAX_TABLE,
@@ -27,7 +30,7 @@ use apiscope::{
 pub type Target = (&'static str, fn(&[u8]), &'static [u8]);
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     (
         "http1",
         head,
@@ -71,6 +74,7 @@ pub const TARGETS: [Target; 10] = [
           components: {securitySchemes: {k: {type: http, scheme: bearer}}}\n",
     ),
     ("gopclntab", gopclntab, &GO_PROGRAM),
+    ("elf", elf, &LIBRARY),
     ("routes", routes, b"/users/42/orders/7f9c2ba4-e88f-11ee-ae5d-0242ac120002\n/a//b/\xc3\xa9%20?\n*"),
 ];
 
@@ -317,5 +321,75 @@ pub fn gopclntab(bytes: &[u8]) {
     }
     if bytes == GO_PROGRAM {
         assert_eq!(found.map(|f| f.by_name["f"].clone()), Ok(336..368));
+    }
+}
+
+/// The least of a library: a segment of code and two functions in a symbol table.
+const LIBRARY: [u8; 512] = {
+    let mut bytes = [0u8; 512];
+    // Offset, bytes of the number, number (elf(5)): header, program header, symbols, sections.
+    let numbers: [(usize, usize, u64); 38] = [
+        (0, 4, 0x464c_457f),
+        (4, 3, 0x0001_0102),
+        (16, 2, 3),
+        (18, 2, if cfg!(target_arch = "aarch64") { 183 } else { 62 }),
+        (20, 4, 1),
+        (32, 8, 64),
+        (40, 8, 320),
+        (52, 2, 64),
+        (54, 2, 56),
+        (56, 2, 1),
+        (58, 2, 64),
+        (60, 2, 3),
+        (62, 2, 2),
+        (64, 4, 1),
+        (68, 4, 5),
+        (72, 8, 0),
+        (80, 8, 0x1000),
+        (96, 8, 512),
+        (104, 8, 512),
+        (192, 8, u64::from_le_bytes(*b"\0SSL_rea")),
+        (200, 8, u64::from_le_bytes(*b"d\0SSL_wr")),
+        (208, 4, u32::from_le_bytes(*b"ite\0") as u64),
+        (248, 4, 1),
+        (252, 4, 0x0001_0012),
+        (256, 8, 0x1080),
+        (264, 8, 32),
+        (272, 4, 10),
+        (276, 4, 0x0001_0012),
+        (280, 8, 0x10a0),
+        (288, 8, 32),
+        (388, 4, 11),
+        (408, 8, 224),
+        (416, 8, 72),
+        (424, 4, 2),
+        (440, 8, 24),
+        (452, 4, 3),
+        (472, 8, 192),
+        (480, 8, 20),
+    ];
+    let mut i = 0;
+    while i < numbers.len() {
+        let (at, len, number) = (numbers[i].0, numbers[i].1, numbers[i].2.to_le_bytes());
+        let mut k = 0;
+        while k < len {
+            bytes[at + k] = number[k];
+            k += 1;
+        }
+        i += 1;
+    }
+    bytes
+};
+
+/// A file that a process maps: its functions are in it, whatever it says, and its code is read within it.
+pub fn elf(bytes: &[u8]) {
+    let elf = Elf::new(std::io::Cursor::new(bytes));
+    let found = elf.symbols(&["SSL_read", "SSL_write"]);
+    for function in found.iter().flat_map(|f| f.functions.values()) {
+        assert!(elf.code(*function).len() <= CODE_BYTES);
+    }
+    if bytes == LIBRARY {
+        let offsets = found.map(|f| ["SSL_read", "SSL_write"].map(|name| f.functions.get(name).map(|f| f.offset)));
+        assert_eq!(offsets.ok(), Some([Some(0x80), Some(0xa0)]));
     }
 }

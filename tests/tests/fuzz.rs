@@ -108,4 +108,4 @@ macro_rules! targets {
     };
 }
 
-targets! { http1 records hpack frames accesslog ndjson config openapi gopclntab routes }
+targets! { http1 records hpack frames accesslog ndjson config openapi gopclntab elf routes }
