@@ -104,6 +104,8 @@ pub enum Reason {
     Refused,
     /// This kernel or these privileges allow no probes in user space.
     NoProbes,
+    /// On this kernel a probed return ends processes that are confined by seccomp.
+    EndsConfined,
     /// The file could not be opened: it was deleted or replaced, or the agent may not.
     Unreadable,
     /// As many files are probed as may be.
@@ -122,6 +124,7 @@ impl Reason {
             Self::CompiledAtRunTime => "compiled_at_run_time",
             Self::Refused => "refused",
             Self::NoProbes => "no_probes",
+            Self::EndsConfined => "ends_confined_processes",
             Self::Unreadable => "unreadable",
             Self::TooManyFiles => "too_many_files",
         }
@@ -142,6 +145,9 @@ impl Reason {
             }
             Self::Refused => "the kernel refused the probes: see the agent's log",
             Self::NoProbes => "no probes in user space: Linux 6.6 and CAP_BPF with CAP_PERFMON allow them",
+            Self::EndsConfined => {
+                "on this kernel a probed return ends processes with a seccomp filter: 6.14 and later stable kernels do not"
+            }
             Self::Unreadable => {
                 "its file was replaced before the agent came, or may not be opened: restart the process"
             }

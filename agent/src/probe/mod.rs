@@ -2,6 +2,7 @@
 
 pub mod btf;
 mod code;
+mod confined;
 pub mod door;
 pub mod elf;
 mod go;

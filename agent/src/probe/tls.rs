@@ -23,7 +23,7 @@ use aya::maps::{Array, MapData};
 use object::ReadCacheOps;
 
 use super::{
-    code,
+    code, confined,
     elf::{Elf, Function, Symbols},
     go,
     lease::{Key, Lease, Leases},
@@ -99,6 +99,7 @@ impl Tls {
         // Before the scan: nothing may come between the two.
         let mappings = Mappings::open();
         let mut finder = Finder::new(programs, Reason::NoProbes, coverage);
+        finder.ends_confined = finder.programs.as_ref().is_some_and(|p| confined::ends_confined(&p.read));
         finder.orphans = orphans;
         finder.leases = Leases::start().map_err(|e| log::warn!("files are probed without a lease: {e}")).ok();
         finder.scan();
@@ -161,6 +162,8 @@ struct Finder {
     without: Reason,
     /// Nothing is probed, and what would be is reported as read.
     would_be_read: bool,
+    /// Probed returns end confined processes: only Go's, whose returns are probed like entries, are.
+    ends_confined: bool,
     files: HashMap<Key, Looked>,
     /// What the texts of executables say.
     texts: HashMap<Key, Option<Found>>,
@@ -177,6 +180,7 @@ impl Finder {
             programs,
             without,
             would_be_read: false,
+            ends_confined: false,
             files: HashMap::new(),
             texts: HashMap::new(),
             next_layout: 0,
@@ -363,7 +367,9 @@ impl Finder {
         // The returns first: a return without its entry is nothing, an entry without its return would wait.
         let mut links = Vec::new();
         let mut reason = (!self.would_be_read).then_some(self.without);
-        if let Some(programs) = &self.programs {
+        if self.ends_confined {
+            reason = Some(Reason::EndsConfined);
+        } else if let Some(programs) = &self.programs {
             reason = None;
             for (program, places, at_return) in
                 [(&programs.read, reads, true), (&programs.write, writes, true), (&programs.enter, entries, false)]
