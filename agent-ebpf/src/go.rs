@@ -123,6 +123,8 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
                 if calls.call.op == Op::GO_HANDSHAKE && calls.call.plain != 0 {
                     let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: calls.call.session };
                     tls::bind(&session, calls.call.plain, 0, Tier::NESTED);
+                    // The first request may have come with the client's last message.
+                    tls::used(calls.call.plain, calls.call.last);
                 }
                 pop(calls);
             }

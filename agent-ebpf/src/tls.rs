@@ -458,6 +458,20 @@ pub fn writing<'a>(id: u64) -> Option<&'a mut u8> {
     PLAIN.get_ptr_mut(&id).map(|plain| unsafe { &mut (*plain).writing })
 }
 
+/// A call that moved no plaintext used the socket at these times, ns: what it received may be read later.
+#[inline(always)]
+pub fn used(id: u64, last: [u64; 2]) {
+    let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
+    // SAFETY: map memory of this connection.
+    let plain = unsafe { &mut *plain };
+    if last[0] != 0 {
+        plain.times[0] = last[0];
+    }
+    if last[1] != 0 {
+        plain.times[1] = last[1];
+    }
+}
+
 /// The socket is gone.
 #[inline(always)]
 pub fn forget(connection: &mut Connection) {

@@ -27,6 +27,7 @@ const CLOSE: &str = "crypto/tls.(*Conn).Close";
 const COPY: &str = "runtime.memmove";
 const WRITE_RECORD: &str = "crypto/tls.(*Conn).writeRecordLocked";
 const READ_RECORD: &str = "crypto/tls.(*Conn).readRecordOrCCS";
+const READER: &str = "bytes.(*Reader).Read";
 const HANDSHAKES: [&str; 2] = ["crypto/tls.(*Conn).clientHandshake", "crypto/tls.(*Conn).serverHandshake"];
 /// Instructions of a function's start among which its stack check is.
 const PROLOGUE: usize = 8;
@@ -90,7 +91,7 @@ impl Executable {
     /// # Errors
     /// [`Uncovered`].
     pub fn places(&self, file: &File) -> Result<Option<Places>, Uncovered> {
-        let wanted = [READ, WRITE, CLOSE, HANDSHAKES[0], HANDSHAKES[1], COPY, WRITE_RECORD, READ_RECORD];
+        let wanted = [READ, WRITE, CLOSE, HANDSHAKES[0], HANDSHAKES[1], COPY, WRITE_RECORD, READ_RECORD, READER];
         match gopclntab::functions(file, &self.layout, &wanted) {
             Ok(functions) if !functions.by_name.contains_key(READ) && !functions.by_name.contains_key(WRITE) => {
                 Ok(None)
@@ -125,7 +126,7 @@ fn assemble(file: &File, functions: &Functions, machine: u16) -> Result<Places, 
         let n = file.read_at(range.start, &mut code);
         code.truncate(n);
         let distance = |callee| functions.by_name.get(callee).map(|r| r.start.wrapping_sub(range.start));
-        let callees = [COPY, WRITE_RECORD, READ_RECORD].map(distance);
+        let callees = [COPY, WRITE_RECORD, READ_RECORD, READER].map(distance);
         let shape = if machine == EM_AARCH64 { arm64(&code) } else { x86_64(&code, callees)? };
         let shape = shape.filter(|s| !s.returns.is_empty()).ok_or(Uncovered::Code(name))?;
         Ok::<_, Uncovered>((range, shape))
@@ -204,14 +205,14 @@ struct Shape {
 }
 
 /// Reads a function. `None` where it cannot be decoded. `callees` are the distances to `memmove`,
-/// `writeRecordLocked` and `readRecordOrCCS`.
-fn x86_64(code: &[u8], callees: [Option<u64>; 3]) -> Result<Option<Shape>, Uncovered> {
+/// `writeRecordLocked`, `readRecordOrCCS` and the function that copies where it was not inlined.
+fn x86_64(code: &[u8], callees: [Option<u64>; 4]) -> Result<Option<Shape>, Uncovered> {
     let mut shape = Shape::default();
     let mut spills = Spills::default();
     // Where the stack is grown: arguments are saved there too, for another reason.
     let mut body_end = u64::MAX;
     let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
-    let (mut n, mut calls, mut returned) = (0, [0; 2], None);
+    let (mut n, mut calls, mut returned, mut is_inlined) = (0, [0; 2], None, true);
     while decoder.can_decode() {
         let i = decoder.decode();
         if i.is_invalid() {
@@ -232,6 +233,7 @@ fn x86_64(code: &[u8], callees: [Option<u64>; 3]) -> Result<Option<Shape>, Uncov
             .flatten();
         match callee {
             Some(0) => shape.copies.push(i.ip()),
+            Some(3) => is_inlined = false,
             Some(callee) => {
                 calls[callee - 1] += 1;
                 returned = Some((callee - 1, n));
@@ -253,6 +255,9 @@ fn x86_64(code: &[u8], callees: [Option<u64>; 3]) -> Result<Option<Shape>, Uncov
         n += 1;
     }
     shape.depth = spills.depth.unwrap_or_default();
+    if !is_inlined {
+        shape.copies.clear();
+    }
     for (results, calls) in shape.results.iter_mut().zip(calls) {
         if results.len() != calls || shape.depth == 0 || shape.depth > u64::from(u16::MAX) {
             results.clear();
@@ -417,9 +422,9 @@ mod tests {
 
     #[test]
     fn entries_and_returns_of_amd64() {
-        let shape = x86_64(&AMD64, [None; 3]).expect("new enough").expect("code");
+        let shape = x86_64(&AMD64, [None; 4]).expect("new enough").expect("code");
         assert_eq!(shape, Shape { entry: 6, returns: vec![14, 16], ..Shape::default() });
-        assert_eq!(x86_64(&[0x06], [None; 3]).expect("new enough"), None);
+        assert_eq!(x86_64(&[0x06], [None; 4]).expect("new enough"), None);
     }
 
     #[test]
@@ -437,7 +442,7 @@ mod tests {
             code.extend([0x48, 0x83, 0xc4, 0x58, 0x5d, 0xc3]); // add rsp, 0x58; pop rbp; ret
             code[5] = (code.len() - 6) as u8;
             code.extend([0x48, 0x89, 0x44, 0x24, 0x08, 0xeb, 0]); // mov [rsp+8], rax; jmp
-            x86_64(&code, [None; 3]).expect("new enough").expect("code").spills
+            x86_64(&code, [None; 4]).expect("new enough").expect("code").spills
         };
         assert!(code(&[]));
         // A local: mov [rsp+0x50], rax.
@@ -457,9 +462,9 @@ mod tests {
             let mut code = vec![0x48, 0x83, 0xec, 0x10, 0xe8, 0xf7, 0, 0, 0];
             code.extend(middle);
             code.extend([0x74, 0, 0xc3]);
-            let shape = x86_64(&code, [Some(0x100), None, Some(0x100)]).expect("new enough").expect("code");
+            let shape = x86_64(&code, [Some(0x100), None, Some(0x100), None]).expect("new enough").expect("code");
             assert_eq!((shape.depth, shape.copies.len()), (16, 1));
-            x86_64(&code, [None, Some(0x100), None]).expect("new enough").expect("code").results[0].clone()
+            x86_64(&code, [None, Some(0x100), None, None]).expect("new enough").expect("code").results[0].clone()
         };
         // test rbx, rbx; a mov to memory.
         assert_eq!(results(&[0x48, 0x85, 0xdb]), [12]);
@@ -474,7 +479,7 @@ mod tests {
     fn arguments_on_the_stack_are_too_old() {
         // mov rcx, fs:[-8]; cmp rsp, [rcx+0x10]; jbe; ret
         let code = [0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf8, 0xff, 0xff, 0xff, 0x48, 0x3b, 0x61, 0x10, 0x76, 0, 0xc3];
-        assert!(matches!(x86_64(&code, [None; 3]), Err(Uncovered::Old)));
+        assert!(matches!(x86_64(&code, [None; 4]), Err(Uncovered::Old)));
     }
 
     #[test]
@@ -493,7 +498,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_code(code in proptest::collection::vec(proptest::num::u8::ANY, 0..256)) {
-            let _ = (x86_64(&code, [None; 3]), arm64(&code));
+            let _ = (x86_64(&code, [None; 4]), arm64(&code));
         }
 
         #[test]
