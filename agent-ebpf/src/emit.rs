@@ -1,14 +1,17 @@
 //! Records to the agent: bounded copies, every failure counted by its reason.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use agent_ebpf::{Close, Count, DATA_LIMIT, Flag, HELLO, Kind, Open, Record, Tier};
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::{bpf_get_current_comm, generated},
+    helpers::generated,
 };
 
 use crate::{
     http2, kernel,
     maps::{self, COUNTS, Connection, OPENED, RECORDS, Work, setting},
+    once::once,
     tls,
 };
 
@@ -150,8 +153,24 @@ pub fn bare(work: &mut Work, connection: &Connection, kind: u8, flags: u16) {
 }
 
 /// Addresses of the connection, before its first head.
-#[inline(never)]
+#[inline(always)]
 fn open(work: &mut Work, connection: &mut Connection) -> bool {
+    emit_open(work, connection) != 0
+}
+
+/// See [`open`] and [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn emit_open(work: *mut Work, connection: *mut Connection) -> u32 {
+    // SAFETY: `open` passes what it has for itself.
+    match unsafe { once(work, connection) } {
+        Some((work, connection)) => u32::from(describe(work, connection)),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn describe(work: &mut Work, connection: &mut Connection) -> bool {
     header(work, connection, Kind::OPEN, if connection.state & maps::FRESH == 0 { Flag::LATE } else { 0 });
     work.record.len = size_of::<Open>() as u32;
     // The head is in `data` already: the addresses are built behind it.
@@ -163,7 +182,13 @@ fn open(work: &mut Work, connection: &mut Connection) -> bool {
     };
     // SAFETY: as above; both are 8-aligned since `data` and DATA_LIMIT are.
     unsafe {
-        *copy = work.record;
+        // Word by word: as a whole it would pass through the stack, which is short.
+        let words = (&raw const work.record).cast::<u64>();
+        let mut i = 0;
+        while i < size_of::<Record>() / 8 {
+            write_volatile(copy.cast::<u64>().add(i), read_volatile(words.add(i)));
+            i += 1;
+        }
         if work.tls == 0 {
             kernel::addresses(work.sock, open);
         } else {
@@ -171,7 +196,7 @@ fn open(work: &mut Work, connection: &mut Connection) -> bool {
         }
         (*open).tls = if work.tls == 0 { Tier::PLAINTEXT } else { (*open).tls };
         (*open).role = connection.role;
-        (*open).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+        generated::bpf_get_current_comm((&raw mut (*open).comm).cast(), size_of_val(&(*open).comm) as u32);
     }
     let hello = if work.tls == 0 { 0 } else { HELLO };
     if output(work, copy.cast(), (size_of::<Record>() + size_of::<Open>() + hello) as u64) {

@@ -11,8 +11,11 @@ use agent_ebpf::{CARRY, Count, DATA_LIMIT, Flag, HEAD_LIMIT, Kind, PIPELINE, STE
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
-    body, conn, emit, http2,
-    maps::{Connection, Direction, FRESH, HITS, HTTP2, OPENED, QUIET, SERVER, SYNCED, UNSURE, WORDS, Work},
+    body, conn, emit,
+    head::{found, http1_head},
+    http2,
+    maps::{Connection, FRESH, HTTP2, OPENED, QUIET, SYNCED, UNSURE, Work},
+    once::once,
     whole,
 };
 
@@ -55,7 +58,7 @@ pub mod mode {
 }
 
 /// What the bytes are when they are no HTTP/1: [`Work::other`]. Looked at once, after the machine.
-mod other {
+pub mod other {
     /// They are.
     pub const NONE: u64 = 0;
     /// The preface of an HTTP/2 client, of which `Work::limit` bytes are still to come.
@@ -69,15 +72,15 @@ pub const HAS_LENGTH: u8 = 1;
 pub const IS_CHUNKED: u8 = 1 << 1;
 pub const IS_RESPONSE: u8 = 1 << 2;
 /// Not a head after all.
-const REJECTED: u8 = 1 << 3;
+pub const REJECTED: u8 = 1 << 3;
 /// The end of the message was announced with its head.
 const ENDED: u8 = 1 << 4;
 /// The head (or its request) found the ring full: nothing more of the message is passed on.
 pub const DROPPED: u8 = 1 << 5;
 /// Head bytes were passed on.
-const PASSED: u8 = 1 << 6;
+pub const PASSED: u8 = 1 << 6;
 /// The connection goes on in HTTP/2: the preface of its client, or `Upgrade: h2c`.
-const TO_HTTP2: u8 = 1 << 7;
+pub const TO_HTTP2: u8 = 1 << 7;
 
 /// Method classes, as far as they change the framing of the response.
 pub const METHOD_HEAD: u8 = 1;
@@ -92,19 +95,16 @@ const STRIKES_LATE: u16 = 4096;
 pub const HTTP_1_0: u64 = u64::from_le_bytes(*b"HTTP/1.0");
 pub const HTTP_1_1: u64 = u64::from_le_bytes(*b"HTTP/1.1");
 pub const HTTP_1_ANY: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
-const HTTP_2_0: u64 = u64::from_le_bytes(*b"HTTP/2.0");
 /// How the preface of an HTTP/2 client begins, and how long its first line is (RFC 9113 section 3.4).
-const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
-const PREFACE_LINE: u64 = 16;
+pub const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
+pub const PREFACE_LINE: u64 = 16;
 pub const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
 /// A word of line feeds.
 pub const FEEDS: u64 = 0x0a0a_0a0a_0a0a_0a0a;
 pub const LOWER: u64 = 0x2020_2020_2020_2020;
 pub const LINE_FEED: u8 = b'\n';
 /// Bounds an offset into `Work::data` for the verifier: DATA_LIMIT + WINDOW is below 8192.
-const MASK: u64 = 0x1fff;
-/// Offsets of words at which a window can begin.
-const BASE: u64 = DATA_LIMIT as u64 - 8;
+pub const MASK: u64 = 0x1fff;
 const LAST_OFFSET: u64 = (DATA_LIMIT + WINDOW) as u64;
 
 /// Eight bytes at any offset of the data; 0 behind its end.
@@ -128,13 +128,6 @@ pub fn byte(work: &Work, at: u64) -> u8 {
     unsafe { read_volatile((&raw const work.data).cast::<u8>().add(at as usize)) }
 }
 
-/// A bit at the top of each zero byte of `x` (exact, unlike the shorter classic).
-#[inline(always)]
-fn zero_bytes(x: u64) -> u64 {
-    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-    !(((x & LOW) + LOW) | x | LOW)
-}
-
 /// Index of the byte of the lowest bit of a mask of top bits. BPF has no count of trailing zeros, and
 /// branches would multiply what the verifier has to look at.
 #[inline(always)]
@@ -150,21 +143,38 @@ pub struct Context {
     pub connection: *mut Connection,
     /// Memory of this run: which of a CPU's it is, is for the door to know.
     pub work: *mut Work,
-    /// 0 receive, 1 send.
-    pub direction: u64,
 }
 
 /// Takes apart what one system call moved: `work` says where the bytes are and how many. Whatever door
 /// they came through, and whatever kind of map `connection` lives in.
 #[inline(always)]
 pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
+    if connection.state & HTTP2 == 0 {
+        http1_feed(work, connection, direction);
+    }
+    if connection.state & (HTTP2 | QUIET) == HTTP2 && work.left != 0 {
+        http2::feed(work, connection);
+    }
+}
+
+/// See [`feed`] and [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn http1_feed(work: *mut Work, connection: *mut Connection, direction: u64) -> u32 {
+    // SAFETY: `feed` passes what it has for itself.
+    if let Some((work, connection)) = unsafe { once(work, connection) } {
+        take_apart(work, connection, direction);
+    }
+    0
+}
+
+#[inline(always)]
+fn take_apart(work: &mut Work, connection: &mut Connection, direction: u64) {
     set(&raw mut work.other, other::NONE);
-    if connection.state & HTTP2 == 0 && whole::feed(work, connection, direction) {
+    if whole::feed(work, connection, direction) {
         return;
     }
-    // HTTP/2 passes through here for a single step: another way around the loop would double what the
-    // verifier has to look at.
-    let mut context = Context { connection, work, direction };
+    let mut context = Context { connection, work };
     // SAFETY: the callback gets the address of a local that outlives the call.
     let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
     // SAFETY: the callback has ended, and with it the other use of both.
@@ -176,7 +186,7 @@ pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
     flush(work, connection);
     if connection.state & HTTP2 == 0 {
         match get(&raw const work.other) {
-            other::NONE => return,
+            other::NONE => {}
             other::PREFACE => http2::preface(work, connection),
             _ => {
                 if !http2::join(work, connection) {
@@ -185,9 +195,6 @@ pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
             }
         }
     }
-    if connection.state & (HTTP2 | QUIET) == HTTP2 && work.left != 0 {
-        http2::feed(work, connection, &raw mut context);
-    }
 }
 
 /// One step over the bytes of a system call. Returns 1 when there is nothing left to do.
@@ -195,12 +202,12 @@ pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) {
 pub unsafe extern "C" fn step(_step: u32, context: *mut Context) -> i64 {
     // SAFETY: `feed` passes the address of its local.
     let (connection, work) = unsafe { (&mut *(*context).connection, &mut *(*context).work) };
-    i64::from(!one(work, connection, context))
+    i64::from(!one(work, connection))
 }
 
 /// As [`step`]; true to go on.
 #[inline(always)]
-fn one(work: &mut Work, connection: &mut Connection, context: *mut Context) -> bool {
+fn one(work: &mut Work, connection: &mut Connection) -> bool {
     if work.left == 0 || connection.state & HTTP2 != 0 {
         return false;
     }
@@ -248,9 +255,21 @@ fn one(work: &mut Work, connection: &mut Connection, context: *mut Context) -> b
         return next_buffer(work);
     }
     match d.mode {
-        mode::START | mode::HEAD => head(work, connection, context),
-        _ => body::chunk(work, connection),
+        mode::START | mode::HEAD => match http1_head(work, connection) {
+            found::MORE => {}
+            found::FULL => flush(work, connection),
+            found::END => {
+                work.filled = get(&raw const work.end);
+                finish_head(work, connection);
+                if connection.state & QUIET != 0 {
+                    return false;
+                }
+            }
+            _ => return false,
+        },
+        _ => return body::chunk(work, connection),
     }
+    true
 }
 
 /// Moves on by `n` bytes; what lies in later buffers is skipped by the next steps.
@@ -295,139 +314,6 @@ pub fn next_buffer(work: &mut Work) -> bool {
     }
     work.vector += 16;
     work.vectors -= 1;
-    true
-}
-
-/// Reads the next window of a head and takes it apart.
-#[inline(always)]
-fn head(work: &mut Work, connection: &mut Connection, context: *mut Context) -> bool {
-    let d = &mut connection.directions[usize::from(work.direction != 0)];
-    let begins = d.mode == mode::START;
-    if begins {
-        work.filled = 0;
-        work.line = 0;
-    } else if work.filled == 0 {
-        restore(work, d);
-    }
-    let mut n = work.length;
-    if n > work.left {
-        n = work.left;
-    }
-    if n > WINDOW as u64 {
-        n = WINDOW as u64;
-    }
-    let at = work.filled & MASK;
-    if at > DATA_LIMIT as u64 {
-        return false;
-    }
-    // SAFETY: at + n <= DATA_LIMIT + WINDOW; the helper checks the user's address.
-    let failed = unsafe {
-        bpf_probe_read_user(
-            (&raw mut work.data).cast::<u8>().add(at as usize).cast(),
-            n as u32,
-            work.pointer as *const _,
-        )
-    };
-    if failed != 0 {
-        emit::count(Count::UNREADABLE);
-        if begins {
-            return false;
-        }
-        lose(work, connection);
-        return false;
-    }
-    if begins {
-        // Empty lines before a message are to be ignored (RFC 9112 section 2.2).
-        let first = byte(work, 0);
-        if first == b'\r' || first == LINE_FEED {
-            work.left -= 1;
-            return advance(work, 1);
-        }
-        if !begin(work, connection, n) {
-            return false;
-        }
-    }
-    set(&raw mut work.end, 0);
-    set(&raw mut work.hits, 0);
-    set(&raw mut work.hit, 0);
-    set(&raw mut work.found, 0);
-    set(&raw mut work.limit, at + n);
-    scan(work, at);
-    // SAFETY: the callback gets the context that this step got.
-    unsafe { bpf_loop(WINDOW as u32 + 8, line_step as *mut _, context.cast(), 0) };
-    let end = get(&raw const work.end);
-    let d = &mut connection.directions[usize::from(work.direction != 0)];
-    if d.bits & TO_HTTP2 != 0 && d.bits & REJECTED != 0 {
-        let consumed = get(&raw const work.line).wrapping_sub(at);
-        work.left -= consumed;
-        advance(work, consumed);
-        work.other = other::PREFACE;
-        work.limit = http2::PREFACE - PREFACE_LINE;
-        d.mode = mode::START;
-        return false;
-    }
-    if d.bits & REJECTED != 0 || (end > at && d.lines == 0) {
-        reject(work, connection);
-        return false;
-    }
-    let consumed = if end > at { end - at } else { n };
-    d.head += consumed as u32;
-    d.message += consumed;
-    work.left -= consumed;
-    if end > at {
-        work.filled = end;
-        finish_head(work, connection);
-        return advance(work, consumed) && connection.state & QUIET == 0;
-    }
-    work.filled = at + n;
-    if work.filled > (DATA_LIMIT - WINDOW) as u64 {
-        flush(work, connection);
-    }
-    advance(work, consumed)
-}
-
-/// The first bytes of a message: can it be one? True to go on.
-#[inline(always)]
-fn begin(work: &mut Work, connection: &mut Connection, n: u64) -> bool {
-    let first = word(work, 0);
-    if first == PREFACE && n >= 8 && connection.state & OPENED == 0 {
-        work.other = other::PREFACE;
-        work.limit = http2::PREFACE;
-        return false;
-    }
-    // As much of "HTTP/1." as is there.
-    let known = if n >= 7 { SEVEN } else { (1u64 << ((n & 7) * 8)) - 1 };
-    let response = (first ^ HTTP_1_ANY) & known == 0;
-    let outgoing = work.direction != 0;
-    let fits_role =
-        connection.role == 0 || connection.state & OPENED == 0 || ((connection.role == SERVER) == outgoing) == response;
-    // A single "H" may begin "HEAD" too: the role decides, else the first line.
-    let ambiguous = response && n < 2;
-    let plausible = if ambiguous {
-        true
-    } else if response {
-        fits_role
-    } else {
-        fits_role && is_token(work, n)
-    };
-    if !plausible {
-        work.other = other::ANYTHING;
-        work.limit = n;
-        return false;
-    }
-    let d = &mut connection.directions[usize::from(outgoing)];
-    d.mode = mode::HEAD;
-    d.bits = if response { IS_RESPONSE } else { 0 };
-    d.message = 0;
-    d.body = 0;
-    d.length = 0;
-    d.head = 0;
-    d.lines = 0;
-    d.status = 0;
-    d.carry_len = 0;
-    d.lost = 0;
-    d.method = 0;
-    d.first_ts = work.began;
     true
 }
 
@@ -476,42 +362,6 @@ fn strike(work: &mut Work, connection: &mut Connection) {
     }
 }
 
-/// A head that turned out to be none.
-#[inline(always)]
-fn reject(work: &mut Work, connection: &mut Connection) {
-    let d = &mut connection.directions[usize::from(work.direction != 0)];
-    d.mode = mode::START;
-    work.filled = 0;
-    if d.bits & PASSED != 0 {
-        emit::bare(work, connection, Kind::ABORT, 0);
-    }
-    work.other = other::ANYTHING;
-    work.limit = 0;
-}
-
-/// Finds the words with line feeds of the window at `from`. What the lines say is looked at afterwards: this loop
-/// is the one that runs for every eight bytes.
-#[inline(always)]
-fn scan(work: &mut Work, from: u64) {
-    set(&raw mut work.at, from);
-    // Through memory, so that all ways that lead here look the same to the verifier.
-    let base = get(&raw const work.at) & BASE;
-    let mut i = 0u64;
-    while i < WORDS as u64 {
-        let at = base + i * 8;
-        if at >= get(&raw const work.limit) {
-            return;
-        }
-        if zero_bytes(word(work, at) ^ FEEDS) != 0 {
-            let hits = get(&raw const work.hits) & (HITS as u64 - 1);
-            // SAFETY: `hits` is below the length of `places`.
-            unsafe { write_volatile((&raw mut work.places).cast::<u16>().add(hits as usize), at as u16) };
-            set(&raw mut work.hits, hits + 1);
-        }
-        i += 1;
-    }
-}
-
 /// Reads a field that the verifier (and so the compiler) must not know the value of.
 #[inline(always)]
 pub fn get<T: Copy>(field: *const T) -> T {
@@ -526,152 +376,25 @@ pub fn set<T: Copy>(field: *mut T, value: T) {
     unsafe { write_volatile(field, value) }
 }
 
-/// Takes one line. Returns 1 when the head is over, or is none.
-// SAFETY: as `step`.
-unsafe extern "C" fn line_step(_i: u32, context: *mut Context) -> i64 {
-    // SAFETY: as in `step`.
-    let (connection, work) = unsafe { (&mut *(*context).connection, &mut *(*context).work) };
-    // SAFETY: as above.
-    let direction = unsafe { (*context).direction };
-    let d = &mut connection.directions[usize::from(direction != 0)];
-    if get(&raw const work.found) == 0 {
-        let hit = get(&raw const work.hit);
-        if hit >= get(&raw const work.hits) {
-            return 1;
-        }
-        set(&raw mut work.hit, hit + 1);
-        // SAFETY: the index is below the length of `places`.
-        let at = unsafe { read_volatile((&raw const work.places).cast::<u16>().add(hit as usize & (HITS - 1))) };
-        set(&raw mut work.at, u64::from(at));
-        set(&raw mut work.found, zero_bytes(word(work, u64::from(at)) ^ FEEDS));
-    }
-    let found = get(&raw const work.found);
-    set(&raw mut work.found, found & found.wrapping_sub(1));
-    // Through memory: the verifier must not tell the positions apart.
-    set(&raw mut work.feed, get(&raw const work.at) + lowest_byte(found));
-    let feed = get(&raw const work.feed);
-    let from = get(&raw const work.filled);
-    let limit = get(&raw const work.limit);
-    if feed < from {
-        return 0;
-    }
-    if feed >= limit {
-        return 1;
-    }
-    let line = get(&raw const work.line);
-    set(&raw mut work.line, feed + 1);
-    let length = feed.wrapping_sub(line);
-    if length == 0 || (length == 1 && byte(work, line) == b'\r') {
-        set(&raw mut work.end, feed + 1);
-        return 1;
-    }
-    if get(&raw const d.lines) == 0 {
-        set(&raw mut d.lines, 1);
-        if !first_line(work, d, line, feed) {
-            d.bits |= REJECTED;
-            return 1;
-        }
-    } else {
-        field(work, d, line, feed);
+/// The head is whole: what follows it?
+#[inline(always)]
+pub fn finish_head(work: &mut Work, connection: &mut Connection) {
+    http1_finish_head(work, connection);
+}
+
+/// See [`finish_head`] and [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn http1_finish_head(work: *mut Work, connection: *mut Connection) -> u32 {
+    // SAFETY: `finish_head` passes what it has for itself.
+    if let Some((work, connection)) = unsafe { once(work, connection) } {
+        follow(work, connection);
     }
     0
 }
 
-/// The request or status line in `line..feed`. False when it is none.
 #[inline(always)]
-fn first_line(work: &Work, d: &mut Direction, line: u64, feed: u64) -> bool {
-    let first = word(work, line);
-    let version = first & SEVEN == HTTP_1_ANY & SEVEN;
-    if version {
-        // "HTTP/1.1 200": the status is behind the ninth byte.
-        d.bits |= IS_RESPONSE;
-        if feed - line < 12 || byte(work, line + 8) != b' ' {
-            return false;
-        }
-        let digits = word(work, line + 9);
-        let (a, b, c) = ((digits & 0xff) as u8, (digits >> 8 & 0xff) as u8, (digits >> 16 & 0xff) as u8);
-        if !a.is_ascii_digit() || !b.is_ascii_digit() || !c.is_ascii_digit() {
-            return false;
-        }
-        d.status = u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0');
-        return d.status >= 100;
-    }
-    // "HTTP/", of another version: a method may begin so but for the slash, and be cut there.
-    if d.bits & IS_RESPONSE != 0 && feed - line > 4 && (first ^ HTTP_1_ANY) & 0xff_ffff_ffff == 0 {
-        return false;
-    }
-    d.bits &= !IS_RESPONSE;
-    if feed - line < 12 {
-        return false;
-    }
-    let cr = u64::from(byte(work, feed - 1) == b'\r');
-    let last = word(work, feed - cr - 8);
-    if byte(work, feed - cr - 9) != b' ' || (last != HTTP_1_1 && last != HTTP_1_0) {
-        if last == HTTP_2_0 && first == PREFACE {
-            d.bits |= TO_HTTP2;
-        }
-        return false;
-    }
-    const HEAD_: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
-    const CONNECT_: u64 = u64::from_le_bytes(*b"CONNECT ");
-    d.method = if first & 0xff_ffff_ffff == HEAD_ {
-        METHOD_HEAD
-    } else if first == CONNECT_ {
-        METHOD_CONNECT
-    } else {
-        0
-    };
-    true
-}
-
-/// A field line: takes note of Content-Length and Transfer-Encoding.
-#[inline(always)]
-fn field(work: &mut Work, d: &mut Direction, line: u64, feed: u64) {
-    const CONTENT: u64 = u64::from_le_bytes(*b"content-");
-    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0");
-    const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
-    const ENCODING: u64 = u64::from_le_bytes(*b"-encodin");
-    const CHUNKED: u64 = u64::from_le_bytes(*b"\0chunked");
-    const UPGRADE: u64 = u64::from_le_bytes(*b"upgrade:");
-    const H2C: u64 = u64::from_le_bytes(*b"\0\0\0\0\0h2c");
-    let first = word(work, line) | LOWER;
-    if first == CONTENT && (word(work, line + 8) | LOWER) & SEVEN == (LENGTH | LOWER) & SEVEN {
-        let (value, digits) = (&raw mut work.scratch[2], &raw mut work.scratch[3]);
-        set(value, 0);
-        set(digits, 0);
-        let mut i = 15u64;
-        while i < 48 {
-            let b = byte(work, line + i);
-            let digit = u64::from(b).wrapping_sub(u64::from(b'0'));
-            if digit < 10 {
-                set(value, get(value).wrapping_mul(10).wrapping_add(digit));
-                set(digits, get(digits) + 1);
-            } else if (b != b' ' && b != b'\t') || get(digits) != 0 {
-                break;
-            }
-            i += 1;
-        }
-        let digits = get(digits);
-        if digits > 0 && digits < 20 {
-            d.length = get(value);
-            d.bits |= HAS_LENGTH;
-        }
-    } else if first == TRANSFER && word(work, line + 8) | LOWER == ENCODING | LOWER {
-        let cr = u64::from(byte(work, feed - 1) == b'\r');
-        if feed - cr >= line + 26 && (word(work, feed - cr - 8) | LOWER) >> 8 == (CHUNKED | LOWER) >> 8 {
-            d.bits |= IS_CHUNKED;
-        }
-    } else if first == UPGRADE {
-        let cr = u64::from(byte(work, feed - 1) == b'\r');
-        if feed - cr >= line + 11 && (word(work, feed - cr - 8) | LOWER) >> 40 == (H2C | LOWER) >> 40 {
-            d.bits |= TO_HTTP2;
-        }
-    }
-}
-
-/// The head is whole: what follows it?
-#[inline(never)]
-pub fn finish_head(work: &mut Work, connection: &mut Connection) {
+fn follow(work: &mut Work, connection: &mut Connection) {
     let direction = usize::from(work.direction != 0);
     let response = connection.directions[direction].bits & IS_RESPONSE != 0;
     connection.strikes = 0;
@@ -819,6 +542,22 @@ fn pass(work: &mut Work, connection: &mut Connection, flags: u16, message: u64, 
 /// Passes on the part of an unfinished head that is in `data`, and carries its last line over.
 #[inline(always)]
 pub fn flush(work: &mut Work, connection: &mut Connection) {
+    http1_flush(work, connection);
+}
+
+/// See [`flush`] and [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn http1_flush(work: *mut Work, connection: *mut Connection) -> u32 {
+    // SAFETY: `flush` passes what it has for itself.
+    if let Some((work, connection)) = unsafe { once(work, connection) } {
+        carry_over(work, connection);
+    }
+    0
+}
+
+#[inline(always)]
+fn carry_over(work: &mut Work, connection: &mut Connection) {
     let direction = usize::from(work.direction != 0);
     let d = &mut connection.directions[direction];
     if d.mode != mode::HEAD || work.filled == 0 {
@@ -850,21 +589,6 @@ pub fn flush(work: &mut Work, connection: &mut Connection) {
         d.carry_len = CARRY as u8;
     }
     work.filled = 0;
-}
-
-/// Puts the carried bytes of an unfinished line in front of the data.
-#[inline(always)]
-fn restore(work: &mut Work, d: &Direction) {
-    let data = (&raw mut work.data).cast::<u64>();
-    let mut i = 0;
-    while i < CARRY / 8 {
-        // SAFETY: CARRY is far below the size of `data`, which is 8-aligned.
-        unsafe { write_volatile(data.add(i), d.carry[i]) };
-        i += 1;
-    }
-    work.filled = u64::from(d.carry_len);
-    // SAFETY: a plain field of this CPU's slot.
-    unsafe { write_volatile(&raw mut work.line, 0) };
 }
 
 /// The last byte of a message was seen.

@@ -23,6 +23,7 @@ use crate::{
     conn, emit,
     http1::{Context, advance, get, mode, next_buffer, pass_over, set},
     maps::{CLIENT, Connection, Direction, FRESH, HTTP2, OPENED, QUIET, SERVER, Work},
+    once::{flag, once},
 };
 
 /// Bytes of the preface of a client (RFC 9113 section 3.4).
@@ -262,10 +263,24 @@ fn enter(work: &mut Work, connection: &mut Connection) {
 
 /// Takes the bytes of a system call.
 #[inline(always)]
-pub fn feed(work: &mut Work, connection: &mut Connection, context: *mut Context) {
-    // SAFETY: `http1::feed` passes the address of its local. Its direction is a constant of each program:
-    // taken from there it spares the verifier half of all ways.
-    let direction = unsafe { (*context).direction } as usize & 1;
+pub fn feed(work: &mut Work, connection: &mut Connection) {
+    http2_feed(work, connection);
+}
+
+/// See [`feed`] and [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn http2_feed(work: *mut Work, connection: *mut Connection) -> u32 {
+    // SAFETY: `feed` passes what it has for itself.
+    if let Some((work, connection)) = unsafe { once(work, connection) } {
+        take_apart(work, connection);
+    }
+    0
+}
+
+#[inline(always)]
+fn take_apart(work: &mut Work, connection: &mut Connection) {
+    let direction = work.direction as usize & 1;
     if connection.directions[direction].mode < mode::PREFACE {
         enter(work, connection);
     }
@@ -278,8 +293,11 @@ pub fn feed(work: &mut Work, connection: &mut Connection, context: *mut Context)
     let d = &connection.directions[direction];
     let first_ts = if d.carry_len != 0 { d.first_ts } else { work.now };
     begin_record(work, d, first_ts);
-    // SAFETY: the callback gets the context of this run.
-    let steps = unsafe { bpf_loop(STEPS, step as *mut _, context.cast(), 0) };
+    let mut context = Context { connection, work };
+    // SAFETY: the callback gets the address of a local that outlives the call.
+    let steps = unsafe { bpf_loop(STEPS, step as *mut _, (&raw mut context).cast(), 0) };
+    // SAFETY: the callback has ended, and with it the other use of both.
+    let (connection, work) = unsafe { (&mut *context.connection, &mut *context.work) };
     flush(work, connection, direction);
     if steps >= i64::from(STEPS) {
         emit::count(Count::STEPS);
@@ -336,9 +354,21 @@ fn flush(work: &mut Work, connection: &mut Connection, direction: usize) {
 // SAFETY: called by `bpf_loop` alone, with the context of `feed`.
 unsafe extern "C" fn step(_step: u32, context: *mut Context) -> i64 {
     // SAFETY: as in `http1::step`.
-    let (connection, work, direction) =
-        unsafe { (&mut *(*context).connection, &mut *(*context).work, (*context).direction) };
-    i64::from(!one(work, connection, direction as usize & 1))
+    flag(unsafe { http2_step((*context).work, (*context).connection) })
+}
+
+/// See [`step`] and [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn http2_step(work: *mut Work, connection: *mut Connection) -> i64 {
+    // SAFETY: `step` passes what `feed` has for itself.
+    match unsafe { once(work, connection) } {
+        Some((work, connection)) => {
+            let direction = work.direction as usize & 1;
+            i64::from(!one(work, connection, direction))
+        }
+        None => 1,
+    }
 }
 
 /// As [`step`]; true to go on. Each way ends where it began but for map memory, which the verifier knows

@@ -77,7 +77,7 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if connection.tls != 0 {
-        tls::carry(connection, bytes, direction, readable, now);
+        tls_carries(connection, bytes, direction, readable, now);
         return;
     }
     let Some(work) = WORK.get_ptr_mut(direction as u32) else { return };
@@ -85,7 +85,7 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     let work = unsafe { &mut *work };
     work.pid = bpf_get_current_pid_tgid() >> 32;
     if connection.state & OPENED == 0 || connection.directions[0].mode == mode::TUNNEL {
-        if tls::begins(sock, connection, bytes, direction, readable, now) {
+        if tls_begins(sock, connection, bytes, direction << 1 | u64::from(readable), now) {
             return;
         }
     }
@@ -167,6 +167,18 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     if direction == 0 && d.mode != mode::START {
         d.sequence = kernel::copied_sequence(sock);
     }
+}
+
+/// [`tls::carry`], with a stack of its own: all stacks of a chain of calls together may have 512 bytes.
+#[inline(never)]
+fn tls_carries(connection: &mut Connection, bytes: u64, direction: u64, readable: bool, now: u64) {
+    tls::carry(connection, bytes, direction, readable, now);
+}
+
+/// [`tls::begins`], with a stack of its own, and five arguments.
+#[inline(never)]
+fn tls_begins(sock: u64, connection: &mut Connection, bytes: u64, how: u64, now: u64) -> bool {
+    tls::begins(sock, connection, bytes, how >> 1, how & 1 != 0, now)
 }
 
 /// A call without a buffer moved bytes: a message that begins with them cannot be seen.

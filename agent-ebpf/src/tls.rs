@@ -649,7 +649,10 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
     // SAFETY: no preconditions.
     let mut now = unsafe { bpf_ktime_get_ns() };
-    let Some(id) = resolve(call, op, direction, pid, now) else { return };
+    let id = resolve_apart(call, op, direction, pid, now);
+    if id == 0 {
+        return;
+    }
     let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
     // SAFETY: map memory of this connection; see `socket::transfer` on writers.
     let plain = unsafe { &mut *plain };
@@ -728,6 +731,12 @@ pub fn ended(call: &mut Call, op: u64) {
     work.direction = 0;
     conn::end_direction(work, &mut plain.connection, 0);
     release(run);
+}
+
+/// [`resolve`] with a stack of its own: all stacks of a chain of calls together may have 512 bytes. 0 for `None`.
+#[inline(never)]
+fn resolve_apart(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> u64 {
+    resolve(call, op, direction, pid, now).unwrap_or(0)
 }
 
 /// Finds the plaintext's state of the session of a call.
