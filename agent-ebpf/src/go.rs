@@ -145,23 +145,37 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
 pub fn go_read(ctx: ProbeContext) -> u32 {
     // A copy: what follows is the same for both cases, and looked at once by the verifier.
     let mut call = Call::default();
-    let mut bytes = argument(&ctx, 0) as i64;
-    let mut error = argument(&ctx, 2);
-    let op = op(&ctx);
+    let bytes = moved(&ctx, &mut call);
+    if bytes > 0 {
+        settle(&mut call);
+        tls::deliver(&mut call, Op::GO_READ, bytes as u64, 0);
+    } else if bytes == 0 {
+        tls::ended(&mut call, Op::GO_READ);
+    }
+    0
+}
+
+/// Fills in what was read: how many bytes, 0 at the end, -1 for nothing to do. With a stack of its own: all stacks
+/// of a chain of calls together may have 512 bytes.
+#[inline(never)]
+fn moved(ctx: &ProbeContext, call: &mut Call) -> i64 {
+    let mut bytes = argument(ctx, 0) as i64;
+    let mut error = argument(ctx, 2);
+    let op = op(ctx);
     if op == Op::GO_RECORD {
-        error = argument(&ctx, 1);
+        error = argument(ctx, 1);
         if bytes == 0 || !is_end(error) {
-            return 0;
+            return -1;
         }
         bytes = 0;
     }
     if op == Op::GO_SPILLED || op == Op::GO_COPY || op == Op::GO_RECORD {
         let mut arguments = [0u64; 2];
-        let from = (tls::stack(&ctx) + depth(&ctx) + 8) as *const _;
+        let from = (tls::stack(ctx) + depth(ctx) + 8) as *const _;
         // SAFETY: the helper checks the address; the target has 16 bytes.
         if unsafe { bpf_probe_read_user((&raw mut arguments).cast(), 16, from) } != 0 {
             emit::count(Count::UNREADABLE);
-            return 0;
+            return -1;
         }
         call.session = arguments[0];
         call.buffer = arguments[1];
@@ -170,11 +184,11 @@ pub fn go_read(ctx: ProbeContext) -> u32 {
         }
         if op == Op::GO_COPY {
             error = 0;
-            call.buffer = argument(&ctx, 1);
-            bytes = argument(&ctx, 2) as i64;
+            call.buffer = argument(ctx, 1);
+            bytes = argument(ctx, 2) as i64;
         }
     } else {
-        let Some(calls) = current(&ctx) else { return 0 };
+        let Some(calls) = current(ctx) else { return -1 };
         // SAFETY: map memory of this goroutine.
         let calls = unsafe { &mut *calls };
         let is_read = calls.call.op == Op::GO_READ;
@@ -185,16 +199,16 @@ pub fn go_read(ctx: ProbeContext) -> u32 {
         call.last[0] = calls.call.last[0];
         pop(calls);
         if !is_read {
-            return 0;
+            return -1;
         }
     }
     if bytes > 0 {
-        settle(&mut call);
-        tls::deliver(&mut call, Op::GO_READ, bytes as u64, 0);
+        bytes
     } else if is_end(error) {
-        tls::ended(&mut call, Op::GO_READ);
+        0
+    } else {
+        -1
     }
-    0
 }
 
 /// Entry and returns of `Write`.

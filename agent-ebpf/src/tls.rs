@@ -649,10 +649,7 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
     // SAFETY: no preconditions.
     let mut now = unsafe { bpf_ktime_get_ns() };
-    let id = resolve_apart(call, op, direction, pid, now);
-    if id == 0 {
-        return;
-    }
+    let id = resolve(call, op, direction, pid, now);
     let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
     // SAFETY: map memory of this connection; see `socket::transfer` on writers.
     let plain = unsafe { &mut *plain };
@@ -733,15 +730,9 @@ pub fn ended(call: &mut Call, op: u64) {
     release(run);
 }
 
-/// [`resolve`] with a stack of its own: all stacks of a chain of calls together may have 512 bytes. 0 for `None`.
+/// Finds the plaintext's state of the session of a call; 0: none. With a stack of its own, which is short.
 #[inline(never)]
-fn resolve_apart(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> u64 {
-    resolve(call, op, direction, pid, now).unwrap_or(0)
-}
-
-/// Finds the plaintext's state of the session of a call.
-#[inline(always)]
-fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> Option<u64> {
+fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> u64 {
     let session = Session { tgid: pid, address: call.session };
     // SAFETY: map memory.
     let old = SESSIONS.get_ptr(&session).map_or(0, |id| unsafe { *id });
@@ -749,25 +740,25 @@ fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> Opti
         if old != call.plain {
             bind(&session, call.plain, old, Tier::NESTED);
         }
-        return Some(call.plain);
+        return call.plain;
     }
     // SAFETY: map memory.
     let tier = PLAIN.get_ptr(&old).map_or(0, |plain| unsafe { (*plain).tier });
     if tier == Tier::NESTED {
-        return Some(old);
+        return old;
     }
     // Memory BIOs. The session's address may be another one's by now: the random tells.
     if let Some(id) = by_random(call, direction, pid) {
         if id != old {
             bind(&session, id, old, Tier::CIPHERTEXT);
         }
-        return Some(id);
+        return id;
     }
     if tier != 0 {
-        return Some(old);
+        return old;
     }
     if op == Op::READ_ANY || op == Op::WRITE_ANY {
-        return None;
+        return 0;
     }
     // SAFETY: no preconditions.
     let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
@@ -775,13 +766,13 @@ fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> Opti
     let id = WITHOUT_SOCKET | (pid & PID_MASK) << PID_SHIFT | ((now << 7 | cpu & 0x7f) & ((1 << PID_SHIFT) - 1));
     // SAFETY: map memory of this connection.
     unsafe {
-        let plain = make(id)?;
+        let Some(plain) = make(id) else { return 0 };
         (*plain).tier = Tier::NONE;
         (*plain).tgid = pid as u32;
     }
     emit::count(Count::TLS_UNBOUND);
     let _ = SESSIONS.insert(&session, id, 0);
-    Some(id)
+    id
 }
 
 /// The session of a call is the one of the socket with the plaintext `id`; until now it had `old`.
