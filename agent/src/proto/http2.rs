@@ -334,6 +334,24 @@ mod tests {
     }
 
     #[test]
+    fn a_default_table_full_of_short_paths_is_known_whole() {
+        let (mut table, principals) = (Table::new(true), Principals::default());
+        // 40 bytes each as the protocol counts.
+        let path = |i: u8| format!("/{i:02x}");
+        for i in 0..102 {
+            let block = [&[0x82, 0x44, 3][..], path(i).as_bytes()].concat();
+            Block::decode(&mut table, &principals, &block).expect("valid");
+        }
+        for i in 0..102 {
+            // The newest has index 62; from 127 on there is a second byte (RFC 7541 section 5.1).
+            let index = 62 + 101 - i;
+            let block = if index < 127 { vec![0x82, 0x80 | index] } else { vec![0x82, 0xff, index - 127] };
+            let block = Block::decode(&mut table, &principals, &block).expect("valid");
+            assert_eq!(block.target.as_deref().map(|t| &*t.path), Some(&*path(i)), "entry {i}");
+        }
+    }
+
+    #[test]
     fn padding_and_priority_are_left_out() {
         let head = |kind, flags| FrameHead { length: 0, kind, flags, stream: 1 };
         assert_eq!(fragment(head(kind::HEADERS, 0x28), &[2, 0, 0, 0, 0, 9, 0x82, 0, 0]), Some((&[0x82][..], 0)));
