@@ -193,6 +193,10 @@ fn predict(history: &[[f32; 3]], hour: u64) -> Option<[f64; 3]> {
             return None;
         }
         let mut columns = [0, 1, 2].map(|i| known.iter().map(|v| f64::from(v[i])).collect::<Vec<_>>());
+        // The median of two would be the higher one: what is usual would be too much, and leaks look small.
+        if known.len() < 3 {
+            return Some(columns.map(|c| c.iter().sum::<f64>() / c.len() as f64));
+        }
         let [a, b, c] = &mut columns;
         Some([sketch::median(a)?, sketch::median(b)?, sketch::median(c)?])
     };
@@ -297,5 +301,24 @@ impl Detector for SlowLeak {
         state.history = learned.history.into_iter().map(|v| v.unwrap_or([f32::NAN; 3])).collect();
         (state.errors, state.predicted) = (learned.errors, learned.predicted);
         (state.requests_per_hour, state.ratio, state.sigma) = (learned.rate, learned.ratio, learned.sigma);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_days_are_averaged_and_three_give_their_median() {
+        let mut history = vec![[f32::NAN; 3]; HISTORY];
+        let hour = 10 * WEEK as u64;
+        let mut set = |days: u64, value: f32| history[((hour - 24 * days) % HISTORY as u64) as usize] = [value; 3];
+        set(1, -1.0);
+        set(2, -0.5);
+        let two = predict(&history, hour).expect("two days are enough");
+        assert!(two.iter().all(|v| (v + 0.75).abs() < 1e-6), "{two:?}");
+        history[((hour - 72) % HISTORY as u64) as usize] = [5.0; 3];
+        let three = predict(&history, hour).expect("three days are enough");
+        assert!(three.iter().all(|v| (v + 0.5).abs() < 1e-6), "{three:?}");
     }
 }
