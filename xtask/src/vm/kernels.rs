@@ -128,6 +128,13 @@ pub struct Boot {
     pub package: String,
 }
 
+/// Is this kernel in the cache?
+#[must_use]
+pub fn is_cached(kernel: &Kernel) -> bool {
+    let folder = place::cache(&format!("vm/{}-{}", kernel.version, kernel.arch.name()));
+    folder.is_ok_and(|f| f.join("vmlinuz").is_file() && f.join("package").is_file())
+}
+
 /// The kernel from the cache; fetched when it is not there, or when a newer one is asked for.
 ///
 /// # Errors

@@ -56,6 +56,9 @@ pub struct Options {
     /// Look for newer kernel packages; without it nothing is fetched that is there.
     #[arg(long)]
     update: bool,
+    /// Only with the emulator and the kernels that are on this machine already; install and fetch none.
+    #[arg(long)]
+    if_cached: bool,
     /// Test this agent instead of building one.
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -80,6 +83,20 @@ pub enum Arch {
 /// A kernel cannot be had or booted, or a test fails.
 pub fn run(options: &Options) -> Result<()> {
     let kernels = chosen(options)?;
+    if options.if_cached {
+        let missing: Vec<_> = kernels.iter().filter(|k| !kernels::is_cached(k)).map(|k| k.version).collect();
+        if Machine::find(options.arch).is_err() || !missing.is_empty() {
+            println!(
+                "vm: NOT CHECKED here: other kernels, since {}; `cargo xtask vm` gets what is missing and boots them",
+                if missing.is_empty() {
+                    "the emulator is not installed".into()
+                } else {
+                    format!("{} are not in the cache", missing.join(" and "))
+                }
+            );
+            return Ok(());
+        }
+    }
     setup::need(Level::Vm)?;
     let machine = Machine::find(options.arch)?;
     let image = image(options)?;
