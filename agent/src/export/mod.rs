@@ -223,67 +223,44 @@ impl Exporter {
     }
 }
 
-fn metric_exporter(wire: Wire, temporality: Temporality) -> anyhow::Result<MetricExporter> {
-    let builder = MetricExporter::builder().with_temporality(temporality);
-    let tls = tls::Tls::from_environment("METRICS")?;
-    match wire {
-        Wire::Grpc => match tls.grpc() {
-            Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
-            None => builder.with_tonic().build(),
-        },
-        Wire::Http => {
-            let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
-            match tls.http()? {
-                Some(client) => builder.with_http_client(client).build(),
-                None => builder.build(),
+/// The exporter of a signal. A macro, since the builders share no trait; `$signal` is the part of the
+/// `OTEL_EXPORTER_OTLP_*` names that tells signals apart, `$what` is how messages call it.
+macro_rules! exporter {
+    ($builder:expr, $wire:expr, $signal:literal, $what:literal) => {{
+        let (builder, tls) = ($builder, tls::Tls::from_environment($signal)?);
+        let built = match $wire {
+            Wire::Grpc => match tls.grpc() {
+                Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
+                None => builder.with_tonic().build(),
+            },
+            Wire::Http => {
+                let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
+                match tls.http()? {
+                    Some(client) => builder.with_http_client(client).build(),
+                    None => builder.build(),
+                }
             }
-        }
-    }
-    .map_err(|e| {
-        WrongVariable(format!("no exporter of metrics can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
-    })
+        };
+        built.map_err(|e| {
+            WrongVariable(format!(
+                concat!("no exporter of ", $what, " can be made of the OTEL_EXPORTER_OTLP_* variables: {}"),
+                e
+            ))
+            .into()
+        })
+    }};
+}
+
+fn metric_exporter(wire: Wire, temporality: Temporality) -> anyhow::Result<MetricExporter> {
+    exporter!(MetricExporter::builder().with_temporality(temporality), wire, "METRICS", "metrics")
 }
 
 fn span_exporter(wire: Wire) -> anyhow::Result<SpanExporter> {
-    let builder = SpanExporter::builder();
-    let tls = tls::Tls::from_environment("TRACES")?;
-    match wire {
-        Wire::Grpc => match tls.grpc() {
-            Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
-            None => builder.with_tonic().build(),
-        },
-        Wire::Http => {
-            let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
-            match tls.http()? {
-                Some(client) => builder.with_http_client(client).build(),
-                None => builder.build(),
-            }
-        }
-    }
-    .map_err(|e| {
-        WrongVariable(format!("no exporter of traces can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
-    })
+    exporter!(SpanExporter::builder(), wire, "TRACES", "traces")
 }
 
 fn log_exporter(wire: Wire) -> anyhow::Result<LogExporter> {
-    let builder = LogExporter::builder();
-    let tls = tls::Tls::from_environment("LOGS")?;
-    match wire {
-        Wire::Grpc => match tls.grpc() {
-            Some(tls) => builder.with_tonic().with_tls_config(tls).build(),
-            None => builder.with_tonic().build(),
-        },
-        Wire::Http => {
-            let builder = builder.with_http().with_protocol(opentelemetry_otlp::Protocol::HttpBinary);
-            match tls.http()? {
-                Some(client) => builder.with_http_client(client).build(),
-                None => builder.build(),
-            }
-        }
-    }
-    .map_err(|e| {
-        WrongVariable(format!("no exporter of findings can be made of the OTEL_EXPORTER_OTLP_* variables: {e}")).into()
-    })
+    exporter!(LogExporter::builder(), wire, "LOGS", "findings")
 }
 
 /// What the exporting thread works on.
