@@ -36,3 +36,15 @@ pub fn program(name: &str) -> std::path::PathBuf {
         .find(|p| p.is_file())
         .unwrap_or_else(|| panic!("{name} is not installed: `cargo xtask setup` installs what the tests need"))
 }
+
+/// Waits until a program that prints `ready` has done so.
+///
+/// # Panics
+/// It prints something else, or its output is not piped.
+pub fn ready(child: &mut std::process::Child) {
+    use std::io::BufRead as _;
+    let mut line = String::new();
+    let out = child.stdout.take().expect("piped");
+    std::io::BufReader::new(out).read_line(&mut line).expect("readable");
+    assert_eq!(line.trim(), "ready");
+}

@@ -1,13 +1,12 @@
 //! What tests of TLS share.
 
 use std::{
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::{free_port, program};
+use crate::{free_port, program, ready};
 
 /// A server that ends with its test, and its certificate.
 pub struct Server {
@@ -47,10 +46,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("the server starts");
-        let mut line = String::new();
-        let out = child.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("readable");
-        assert_eq!(line.trim(), "ready");
+        ready(&mut child);
         Self { child, folder, port }
     }
 

@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,7 +16,7 @@ use apiscope::{
     coverage::Library,
     exchange::{Attribution, End, Exchange, Peer, Protocol, Scheme, Side},
 };
-use apiscope_tests::{Agent, Want, free_port, program};
+use apiscope_tests::{Agent, Want, free_port, program, ready};
 
 /// How a program is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,10 +104,7 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .expect("the server starts");
-        let mut line = String::new();
-        let out = child.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("readable");
-        assert_eq!(line.trim(), "ready");
+        ready(&mut child);
         Self { child, program: path.to_owned(), certificate, port }
     }
 

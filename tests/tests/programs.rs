@@ -1,14 +1,14 @@
 //! Real servers and clients, and the agent's own life: readiness, signals, refusals.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Want, free_port, program};
+use apiscope_tests::{Agent, Want, free_port, program, ready};
 
 /// A server that ends with its test.
 struct Server(Child);
@@ -60,9 +60,7 @@ fn script(interpreter: &str, code: &str) -> Server {
         .stdout(Stdio::piped())
         .spawn()
         .expect("it starts");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-    assert_eq!(line.trim(), "ready");
+    ready(&mut child);
     Server(child)
 }
 
