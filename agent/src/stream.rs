@@ -620,8 +620,9 @@ impl Session {
                     && let Some(stream) = u32::try_from(closed.bytes[at]).ok().and_then(|id| self.streams.get_mut(&id))
                 {
                     let which = usize::from(at != client);
-                    stream.bytes[which] += closed.body[at] + http2::HEAD as u64;
-                    stream.body[which] += closed.body[at];
+                    let sum = closed.body[at].saturating_add(http2::HEAD as u64);
+                    stream.bytes[which] = stream.bytes[which].saturating_add(sum);
+                    stream.body[which] = stream.body[which].saturating_add(closed.body[at]);
                 }
             }
         }

@@ -8,6 +8,8 @@ pub mod agent;
 pub mod apiserver;
 pub mod fuzz;
 pub mod peer;
+pub mod process;
+pub mod rpc;
 pub mod tls;
 
 pub use agent::{Agent, Want};

@@ -1,4 +1,4 @@
-//! HTTP/2 in every shape, byte for byte and by real programs, and gRPC: seen from both ends.
+//! HTTP/2 in every shape, byte for byte, and by programs under conditions: seen from both ends.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use apiscope::exchange::{Api, End, Protocol, Side};
+use apiscope::exchange::{End, Protocol, Side};
 use apiscope_tests::{Agent, Call, Step, Want, free_port, play, play_many, program};
 
 const HERE: &str = "127.0.0.1:0";
@@ -383,105 +383,4 @@ fn node_with_a_session_older_than_the_agent() {
     let wanted: Vec<_> = (0..50).map(|i| Want::any("GET", format!("/fresh/{i}"), 200).bodies(0, 2)).collect();
     agent.expect(&format!("127.0.0.1:{port}"), &wanted);
     agent.stop();
-}
-
-/// A Python that has grpcio.
-fn python() -> std::path::PathBuf {
-    [program("python3"), "/usr/bin/python3".into()]
-        .into_iter()
-        .find(|p| Command::new(p).args(["-c", "import grpc"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success()))
-        .unwrap_or_else(|| panic!("no python3 has grpcio: `cargo xtask setup` installs python3-grpcio"))
-}
-
-/// Every kind of call; one that lasts is seen while it lasts, with its messages so far.
-#[test]
-fn grpc_calls_of_every_kind() {
-    let agent = Agent::shared();
-    let port = free_port();
-    let code = format!(
-        "import sys, threading, grpc
-from concurrent import futures
-go = threading.Event()
-def fail(r, c): c.abort(grpc.StatusCode.NOT_FOUND, 'no')
-def stream(r, c):
-    for _ in range(3): yield b'm' * 100
-def slow(r, c):
-    yield b'first'
-    go.wait()
-    yield b'x' * 100000
-H = {{
-  'Unary': grpc.unary_unary_rpc_method_handler(lambda r, c: r),
-  'Fail': grpc.unary_unary_rpc_method_handler(fail),
-  'Stream': grpc.unary_stream_rpc_method_handler(stream),
-  'Slow': grpc.unary_stream_rpc_method_handler(slow),
-  'Collect': grpc.stream_unary_rpc_method_handler(lambda it, c: b''.join(it)),
-  'Both': grpc.stream_stream_rpc_method_handler(lambda it, c: (m for m in it)),
-}}
-s = grpc.server(futures.ThreadPoolExecutor(8))
-s.add_generic_rpc_handlers((grpc.method_handlers_generic_handler('t.Echo', H),))
-s.add_insecure_port('127.0.0.1:{port}')
-s.start()
-with grpc.insecure_channel('127.0.0.1:{port}') as ch:
-    u = ch.unary_unary('/t.Echo/Unary')
-    for f in [u.future(b'x' * i) for i in range(50)]: f.result()
-    try: ch.unary_unary('/t.Echo/Fail')(b'')
-    except grpc.RpcError: pass
-    list(ch.unary_stream('/t.Echo/Stream')(b''))
-    ch.stream_unary('/t.Echo/Collect')(iter([b'a' * 30000] * 7))
-    list(ch.stream_stream('/t.Echo/Both')(iter([b'b'] * 4)))
-    it = ch.unary_stream('/t.Echo/Slow')(b'')
-    next(it)
-    print('slow', flush=True)
-    sys.stdin.readline()
-    go.set()
-    list(it)
-print('done', flush=True)"
-    );
-    let mut child = Command::new(python())
-        .args(["-c", &code])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python starts");
-    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-    let mut input = child.stdin.take().expect("piped");
-    let _child = Process(child);
-    let mut line = String::new();
-    lines.read_line(&mut line).expect("a line");
-    assert_eq!(line.trim(), "slow");
-    let end = Instant::now() + Duration::from_secs(10);
-    loop {
-        // A busy machine may take longer than the agent waits for a snapshot.
-        let snapshot = agent.snapshot().unwrap_or_default();
-        let slow: Vec<_> = snapshot.live.iter().filter(|l| l.route == "/t.Echo/Slow").collect();
-        if slow.len() == 2 {
-            assert!(slow.iter().all(|l| l.api == "grpc" && l.request_messages == 1 && l.response_messages == 1));
-            assert!(snapshot.lasting["grpc"] >= 2);
-            break;
-        }
-        assert!(Instant::now() < end, "the call is not seen while it lasts: {:?}", snapshot.live);
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    std::io::Write::write_all(&mut input, b"go\n").expect("it reads");
-    line.clear();
-    lines.read_line(&mut line).expect("a line");
-    let server = format!("127.0.0.1:{port}");
-    let call = |method: &str| Want::any("POST", format!("/t.Echo/{method}"), 200);
-    let mut wanted = vec![call("Unary"); 50];
-    wanted.extend(["Fail", "Stream", "Collect", "Both", "Slow"].map(call));
-    agent.expect(&server, &wanted);
-    for side in [Side::Server, Side::Client] {
-        let seen = agent.seen(&server, side);
-        let of = |method: &str| {
-            let path = format!("/t.Echo/{method}");
-            seen.iter().find(|e| e.path.as_deref() == Some(&*path)).map(|e| (e.api, e.grpc_status, e.messages))
-        };
-        assert_eq!(of("Unary"), Some((Api::Grpc, Some(0), Some([1, 1]))));
-        assert_eq!(of("Fail"), Some((Api::Grpc, Some(5), Some([1, 0]))));
-        assert_eq!(of("Stream"), Some((Api::Grpc, Some(0), Some([1, 3]))));
-        assert_eq!(of("Collect"), Some((Api::Grpc, Some(0), Some([7, 1]))));
-        assert_eq!(of("Both"), Some((Api::Grpc, Some(0), Some([4, 4]))));
-        assert_eq!(of("Slow"), Some((Api::Grpc, Some(0), Some([1, 2]))));
-        assert!(seen.iter().any(|e| e.path.as_deref() == Some("/t.Echo/Slow") && e.duration_ns > 1_000_000_000));
-    }
 }

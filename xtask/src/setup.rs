@@ -6,6 +6,7 @@
 
 use std::{
     env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, SystemTime},
@@ -84,6 +85,9 @@ pub fn need(level: Level) -> Result<()> {
                 once("validators", make_validators).unwrap_or_else(|e| say(&format!("no validators: {e:#}")));
             }
             grpcio();
+            if !grpc_go()?.is_file() {
+                once("grpc-go", make_grpc_go).unwrap_or_else(|e| say(&format!("no grpc-go: {e:#}")));
+            }
             if !collector::binary()?.is_file() {
                 collector();
             }
@@ -137,7 +141,7 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 14] = [
+const TEST: [Package; 17] = [
     from("ip", "iproute2"),
     from("setpriv", "util-linux"),
     from("promtool", "prometheus"),
@@ -146,6 +150,9 @@ const TEST: [Package; 14] = [
     from("curl", "curl"),
     from("wget", "wget"),
     from("h2load", "nghttp2-client"),
+    from("nghttpd", "nghttp2-server"),
+    from("apache2", "apache2-bin"),
+    from("hypercorn", "python3-hypercorn"),
     from("openssl", "openssl"),
     from("node", "nodejs"),
     from("python3", "python3"),
@@ -203,6 +210,33 @@ fn grpcio() {
         return;
     }
     once("grpcio", || apt(&["python3-grpcio"])).unwrap_or_else(|e| say(&format!("no grpcio for Python: {e:#}")));
+}
+
+/// The program of `tests/programs/grpc`, which the tests of grpc-go run: one for each state of its source.
+///
+/// # Errors
+/// There is no cache folder, or the source cannot be read.
+pub fn grpc_go() -> Result<PathBuf> {
+    let mut state = DefaultHasher::new();
+    for name in ["main.go", "go.mod", "go.sum"] {
+        let path = grpc_source().join(name);
+        fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?.hash(&mut state);
+    }
+    Ok(place::cache("tools")?.join(format!("grpc-go-{:016x}", state.finish())))
+}
+
+fn grpc_source() -> PathBuf {
+    place::root().join("tests/programs/grpc")
+}
+
+fn make_grpc_go() -> Result<()> {
+    let whole = grpc_go()?;
+    let partial = whole.with_extension("partial");
+    let mut build = Command::new("go");
+    build.args(["build", "-trimpath", "-o"]).arg(&partial).arg(".").current_dir(grpc_source());
+    build.envs([("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=readonly")]);
+    step::quietly("building the program of grpc-go (once)", &mut build, LIMIT)?;
+    fs::rename(&partial, &whole).with_context(|| format!("failed to move {} into place", whole.display()))
 }
 
 fn collector() {

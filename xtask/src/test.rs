@@ -57,6 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
             let mut command = root::command("env", "the end-to-end tests")?;
             command.arg(format!("APISCOPE={}", place::agent().display()));
             command.arg(format!("APISCOPE_OTELCOL={}", collector::binary()?.display()));
+            command.arg(format!("APISCOPE_GRPC_GO={}", setup::grpc_go()?.display()));
             command.arg(format!("APISCOPE_VALIDATORS={}", setup::validators()?.display()));
             for name in ["PATH", "CARGO_MANIFEST_DIR"] {
                 let value = if name == "PATH" {

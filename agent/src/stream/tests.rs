@@ -214,3 +214,23 @@ fn bounds_hold() {
     b.act(|s, around, out| s.close(None, 0, around, out));
     assert_eq!(b.partial, 0);
 }
+
+/// Sizes that no connection has: found by fuzzing.
+#[test]
+fn a_closing_record_with_impossible_sizes_overflows_nothing() {
+    let mut bench = Bench::new(false);
+    bench.frames(true, &frame(1, 4, 1, GET));
+    let closed = Closed {
+        reset: false,
+        bytes: [1; 2],
+        body: [u64::MAX; 2],
+        last_ts: [50; 2],
+        until_close: [false; 2],
+        unfinished: [true; 2],
+        responses: 0,
+        dropped: 0,
+        records: [0, 1],
+    };
+    bench.act(|session, around, out| session.close(Some(&closed), 50, around, out));
+    assert_eq!(bench.out.len(), 1);
+}

@@ -1,0 +1,94 @@
+//! Programs that tests start, and where their files are while they run.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use crate::{free_port, program, ready, tls};
+
+/// A process that ends with its test, and the folder that goes with it.
+pub struct Process {
+    /// The process.
+    pub child: Child,
+    /// Its own folder.
+    pub folder: PathBuf,
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Process {
+    /// Starts a server: `command` gets its folder and its port. It is there when something listens.
+    ///
+    /// # Panics
+    /// It does not start, or does not listen within 20 s.
+    #[must_use]
+    pub fn listening(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
+        let process = Self::spawn(name, |folder, port| {
+            let mut command = command(folder, port);
+            command.stdout(Stdio::null());
+            command
+        });
+        tls::wait_for(process.port);
+        process
+    }
+
+    /// Starts a server that prints `ready`.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn ready(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
+        let mut process = Self::spawn(name, |folder, port| {
+            let mut command = command(folder, port);
+            command.stdout(Stdio::piped());
+            command
+        });
+        ready(&mut process.child);
+        process
+    }
+
+    fn spawn(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
+        let folder = std::env::temp_dir().join(format!("apiscope-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let port = free_port();
+        let child = command(&folder, port)
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{name} does not start: {e}"));
+        Self { child, folder, port }
+    }
+
+    /// As the agent names it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Runs a client in the server's folder.
+    ///
+    /// # Panics
+    /// It fails.
+    pub fn client<S: AsRef<std::ffi::OsStr>>(&self, name: &str, arguments: impl IntoIterator<Item = S>) -> Output {
+        let out = Command::new(program(name))
+            .args(arguments)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .expect("it starts");
+        let said = || String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{name}: {} {}", out.status, said());
+        out
+    }
+}

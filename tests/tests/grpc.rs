@@ -1,0 +1,264 @@
+//! gRPC by the libraries that people use: grpc-go, Python's grpcio, tonic. Every kind of call, its messages, sizes and
+//! status, as the programs themselves say it.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use apiscope::{
+    coverage::Reason,
+    exchange::{Api, Attribution, End, Exchange, Side},
+};
+use apiscope_tests::{
+    Agent, Want, free_port,
+    process::Process,
+    program,
+    rpc::{self, Called},
+    tls::certificate,
+};
+
+/// Of one call: path, status, messages and bytes of content both ways.
+type Shape = (String, Option<u32>, Option<[u64; 2]>, [Option<u64>; 2]);
+
+fn wanted(calls: &[Called]) -> BTreeMap<Shape, usize> {
+    let mut all = BTreeMap::new();
+    for c in calls {
+        let messages = Some([c.sent, c.got]);
+        *all.entry((c.path.clone(), Some(c.status), messages, [Some(c.request), Some(c.answer)])).or_default() += 1;
+    }
+    all
+}
+
+fn seen(exchanges: &[Exchange]) -> BTreeMap<Shape, usize> {
+    let mut all = BTreeMap::new();
+    for x in exchanges {
+        assert_eq!((x.api, x.method.as_str(), x.status, x.end), (Api::Grpc, "POST", 200, End::Complete), "{x:?}");
+        let path = x.path.as_deref().unwrap_or_default().to_owned();
+        let bodies = [x.request_body_bytes, x.response_body_bytes];
+        *all.entry((path, x.grpc_status, x.messages, bodies)).or_default() += 1;
+    }
+    all
+}
+
+/// Waits until both ends saw so many, and holds them against what was called. Calls whose client gave up are not
+/// held to an end: which of the two ends says it first is chance.
+fn check(agent: &Agent, address: &str, calls: &[Called]) -> [Vec<Exchange>; 2] {
+    let is_given_up = |path: &str| path.ends_with("/Wait");
+    let (given_up, whole): (Vec<_>, Vec<_>) = calls.iter().cloned().partition(|c| is_given_up(&c.path));
+    [Side::Server, Side::Client].map(|side| {
+        let end = Instant::now() + Duration::from_secs(10);
+        while agent.seen(address, side).len() < calls.len() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let (waited, exchanges): (Vec<_>, Vec<_>) =
+            agent.seen(address, side).into_iter().partition(|x| is_given_up(x.path.as_deref().unwrap_or_default()));
+        assert_eq!(seen(&exchanges), wanted(&whole), "{side}");
+        assert_eq!(waited.len(), given_up.len(), "{side}");
+        for x in waited {
+            let is_right = match x.end {
+                End::Reset => x.stream_error == Some(8),
+                _ => x.grpc_status == Some(4),
+            };
+            assert!(is_right && x.messages == Some([1, 0]) && x.duration_ns > 250_000_000, "{side} {x:?}");
+        }
+        exchanges
+    })
+}
+
+/// What `cargo xtask setup test` makes of `tests/programs/grpc`.
+fn grpc_go() -> PathBuf {
+    let path = std::env::var_os("APISCOPE_GRPC_GO").map(PathBuf::from).filter(|p| p.is_file());
+    path.expect("grpc-go's program is not there: `cargo xtask test` builds it with Go and names it in APISCOPE_GRPC_GO")
+}
+
+fn go_server(name: &str, tls: bool) -> Process {
+    Process::ready(name, |folder, port| {
+        let mut command = Command::new(grpc_go());
+        command.args(["serve", &port.to_string()]);
+        if tls {
+            certificate(folder);
+            command.args(["cert.pem", "key.pem"]);
+        }
+        command
+    })
+}
+
+fn go_calls(server: &Process, tls: bool) -> Vec<Called> {
+    let port = server.port.to_string();
+    let out = server.client(
+        &grpc_go().display().to_string(),
+        [&["call", &port][..], if tls { &["cert.pem"] } else { &[] }].concat(),
+    );
+    let lines = String::from_utf8(out.stdout).expect("JSON");
+    lines.lines().map(|line| serde_json::from_str(line).expect("a call")).collect()
+}
+
+#[test]
+fn grpc_go_in_plaintext() {
+    let agent = Agent::shared();
+    let server = go_server("grpc-go", false);
+    let calls = go_calls(&server, false);
+    assert_eq!(calls.len(), 1 + 8 * 31 + 2);
+    check(agent, &server.address(), &calls);
+}
+
+#[test]
+fn grpc_go_inside_tls() {
+    let agent = Agent::shared();
+    // The agent finds a program that is new to it within seconds: these calls may be missed.
+    let first = go_server("grpc-go-known", true);
+    let end = Instant::now() + Duration::from_secs(30);
+    while [Side::Server, Side::Client].iter().any(|side| agent.seen(&first.address(), *side).is_empty()) {
+        assert!(Instant::now() < end, "the agent does not read grpc-go inside TLS");
+        go_calls(&first, true);
+    }
+    let server = go_server("grpc-go-tls", true);
+    let calls = go_calls(&server, true);
+    let ends = check(agent, &server.address(), &calls);
+    assert!(ends.iter().flatten().all(|x| x.attribution == Attribution::Nested && x.tls_version.is_some()));
+}
+
+/// Plaintext is seen to the byte. rustls has no symbols to stop at in a stripped program: either its calls are seen
+/// as the others', or its connections are counted as not read.
+#[test]
+fn tonic() {
+    let agent = Agent::shared();
+    let (address, calls) = rpc::tonic(None);
+    check(agent, &address, &calls);
+
+    let folder = std::env::temp_dir().join(format!("apiscope-tonic-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    certificate(&folder);
+    let (address, calls) = rpc::tonic(Some(&folder));
+    std::fs::remove_dir_all(folder).expect("removable");
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        if !agent.seen(&address, Side::Server).is_empty() {
+            check(agent, &address, &calls);
+            return;
+        }
+        let snapshot = agent.snapshot().unwrap_or_default();
+        let own = snapshot.tls_coverage.processes.into_iter().find(|p| p.pid == std::process::id());
+        if let Some(own) = own.as_ref().filter(|own| own.connections.unread >= 2 && !own.libraries.is_empty()) {
+            assert!(!own.covered && own.reason() == Some(Reason::Unsupported), "{own:?}");
+            return;
+        }
+        assert!(Instant::now() < end, "neither read nor counted as not read: {own:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A process that ends with its test.
+struct Caller(Child);
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A Python that has grpcio.
+fn python() -> PathBuf {
+    [program("python3"), "/usr/bin/python3".into()]
+        .into_iter()
+        .find(|p| Command::new(p).args(["-c", "import grpc"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success()))
+        .unwrap_or_else(|| panic!("no python3 has grpcio: `cargo xtask setup` installs python3-grpcio"))
+}
+
+/// Every kind of call; one that lasts is seen while it lasts, with its messages so far.
+#[test]
+fn grpcio() {
+    let agent = Agent::shared();
+    let port = free_port();
+    let code = format!(
+        "import sys, threading, grpc
+from concurrent import futures
+go = threading.Event()
+def fail(r, c): c.abort(grpc.StatusCode.NOT_FOUND, 'no')
+def stream(r, c):
+    for _ in range(3): yield b'm' * 100
+def slow(r, c):
+    yield b'first'
+    go.wait()
+    yield b'x' * 100000
+H = {{
+  'Unary': grpc.unary_unary_rpc_method_handler(lambda r, c: r),
+  'Fail': grpc.unary_unary_rpc_method_handler(fail),
+  'Stream': grpc.unary_stream_rpc_method_handler(stream),
+  'Slow': grpc.unary_stream_rpc_method_handler(slow),
+  'Collect': grpc.stream_unary_rpc_method_handler(lambda it, c: b''.join(it)),
+  'Both': grpc.stream_stream_rpc_method_handler(lambda it, c: (m for m in it)),
+}}
+s = grpc.server(futures.ThreadPoolExecutor(8))
+s.add_generic_rpc_handlers((grpc.method_handlers_generic_handler('t.Echo', H),))
+s.add_insecure_port('127.0.0.1:{port}')
+s.start()
+with grpc.insecure_channel('127.0.0.1:{port}') as ch:
+    u = ch.unary_unary('/t.Echo/Unary')
+    for f in [u.future(b'x' * i) for i in range(50)]: f.result()
+    try: ch.unary_unary('/t.Echo/Fail')(b'')
+    except grpc.RpcError: pass
+    list(ch.unary_stream('/t.Echo/Stream')(b''))
+    ch.stream_unary('/t.Echo/Collect')(iter([b'a' * 30000] * 7))
+    list(ch.stream_stream('/t.Echo/Both')(iter([b'b'] * 4)))
+    it = ch.unary_stream('/t.Echo/Slow')(b'')
+    next(it)
+    print('slow', flush=True)
+    sys.stdin.readline()
+    go.set()
+    list(it)
+print('done', flush=True)"
+    );
+    let mut child = Command::new(python())
+        .args(["-c", &code])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    let mut input = child.stdin.take().expect("piped");
+    let _child = Caller(child);
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a line");
+    assert_eq!(line.trim(), "slow");
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        // A busy machine may take longer than the agent waits for a snapshot.
+        let snapshot = agent.snapshot().unwrap_or_default();
+        let slow: Vec<_> = snapshot.live.iter().filter(|l| l.route == "/t.Echo/Slow").collect();
+        if slow.len() == 2 {
+            assert!(slow.iter().all(|l| l.api == "grpc" && l.request_messages == 1 && l.response_messages == 1));
+            assert!(snapshot.lasting["grpc"] >= 2);
+            break;
+        }
+        assert!(Instant::now() < end, "the call is not seen while it lasts: {:?}", snapshot.live);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::io::Write::write_all(&mut input, b"go\n").expect("it reads");
+    line.clear();
+    lines.read_line(&mut line).expect("a line");
+    let server = format!("127.0.0.1:{port}");
+    let call = |method: &str| Want::any("POST", format!("/t.Echo/{method}"), 200);
+    let mut wanted = vec![call("Unary"); 50];
+    wanted.extend(["Fail", "Stream", "Collect", "Both", "Slow"].map(call));
+    agent.expect(&server, &wanted);
+    for side in [Side::Server, Side::Client] {
+        let seen = agent.seen(&server, side);
+        let of = |method: &str| {
+            let path = format!("/t.Echo/{method}");
+            seen.iter().find(|e| e.path.as_deref() == Some(&*path)).map(|e| (e.api, e.grpc_status, e.messages))
+        };
+        assert_eq!(of("Unary"), Some((Api::Grpc, Some(0), Some([1, 1]))));
+        assert_eq!(of("Fail"), Some((Api::Grpc, Some(5), Some([1, 0]))));
+        assert_eq!(of("Stream"), Some((Api::Grpc, Some(0), Some([1, 3]))));
+        assert_eq!(of("Collect"), Some((Api::Grpc, Some(0), Some([7, 1]))));
+        assert_eq!(of("Both"), Some((Api::Grpc, Some(0), Some([4, 4]))));
+        assert_eq!(of("Slow"), Some((Api::Grpc, Some(0), Some([1, 2]))));
+        assert!(seen.iter().any(|e| e.path.as_deref() == Some("/t.Echo/Slow") && e.duration_ns > 1_000_000_000));
+    }
+}
