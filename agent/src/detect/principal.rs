@@ -213,6 +213,8 @@ struct Only {
     endpoint: u32,
     others: bool,
     counted: bool,
+    /// It was counted as one that uses nothing else.
+    only: bool,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -264,11 +266,22 @@ impl Detector for SinglePurpose {
         }
         p.requests = p.requests.saturating_add(1);
         p.others |= p.endpoint != at;
-        if p.counted || p.requests < COUNTS {
+        if p.counted {
+            // Who goes elsewhere later in the day was counted too early.
+            if p.only && p.others {
+                p.only = false;
+                if let Some(s) = self.shares.get_mut(p.endpoint as usize).filter(|s| s.day == day) {
+                    s.only = s.only.saturating_sub(1);
+                }
+            }
+            return;
+        }
+        if p.requests < COUNTS {
             return;
         }
         p.counted = true;
         let only = !p.others && c.endpoint.has_object;
+        p.only = only;
         let s = entry(&mut self.shares, c.at);
         if s.day != day {
             let share = s.only as f32 / s.all.max(1) as f32;

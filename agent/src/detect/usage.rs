@@ -17,10 +17,12 @@ pub static SEQUENCE: Rule = Rule {
     attack: &["T1078"],
     signal: "pairs of endpoints that a principal uses one after the other, within half an hour",
     algorithm: "order-1 Markov chain; the mean surprise of at least 40 steps of a principal in a day above 4 nats and 6 \
-        standard deviations of all. Low: it supports other findings",
+        standard deviations of what others have after 8 steps; steps of the suspicious are learned one in 16. Low: it \
+        supports other findings",
     source: "Markov chain with additive smoothing",
-    memory: "8 bytes a pair (16,384), 16 an endpoint, 24 a principal (50,000)",
-    blind: "endpoints younger than 7 days; principals below 40 steps a day",
+    memory: "13 bytes a pair (16,384), 16 a principal (50,000)",
+    blind: "endpoints younger than 7 days or left less than 1,000 times; principals below 40 steps a day; before 200 \
+        principals went 8 steps in a day",
     settings: &[
         Setting { name: "steps", default: 40.0, about: "steps of a principal in a day" },
         Setting { name: "nats", default: 4.0, about: "mean surprise of its steps" },
@@ -46,8 +48,11 @@ pub static POLLUTION: Rule = Rule {
 
 /// Pairs of endpoints.
 const MAX_PAIRS: usize = 16_384;
-/// Steps in a day after which a principal counts into what is usual.
+/// Steps in a day after which a principal counts into what is usual: the mean of so few varies more than
+/// that of the steps that a finding needs, so that deviations of it are on the safe side.
 const KNOWN: u16 = 8;
+/// Days of principals that must have counted.
+const LEAST: f64 = 200.0;
 /// Steps farther apart are none, s.
 const STEP: u32 = 1_800;
 
@@ -65,10 +70,11 @@ pub struct Sequence {
     steps: f64,
     nats: f64,
     learn: u64,
+    /// Uses by (from, to), and by (from, 0) for all that go on from there.
     pairs: FxHashMap<u64, u32>,
-    from: Vec<u32>,
+    decayed: u64,
     walkers: Vec<Walker>,
-    /// Mean and mean square of principals' mean surprise.
+    /// Mean and mean square of principals' mean surprise at their [`KNOWN`]th step of a day.
     mean: f64,
     square: f64,
     days: f64,
@@ -82,12 +88,26 @@ impl Sequence {
             nats: settings.get("nats"),
             learn: (settings.get("learn_days") * 86_400.0) as u64,
             pairs: FxHashMap::default(),
-            from: Vec::new(),
+            decayed: 0,
             walkers: Vec::new(),
             mean: 2.0,
             square: 5.0,
             days: 0.0,
         }
+    }
+}
+
+impl Sequence {
+    /// Adds to a count and gives it, at least 1; nothing when the table is full.
+    fn count(&mut self, key: u64, more: u32) -> Option<f64> {
+        if let Some(n) = self.pairs.get_mut(&key) {
+            *n = n.saturating_add(more);
+            return Some(f64::from((*n).max(1)));
+        }
+        (self.pairs.len() < MAX_PAIRS).then(|| {
+            self.pairs.insert(key, 1);
+            1.0
+        })
     }
 }
 
@@ -101,19 +121,13 @@ impl Detector for Sequence {
             return;
         }
         let (minute, day) = ((c.now / 60) as u32, (c.now / 86_400) as u16);
-        let at = u32::try_from(c.at).unwrap_or(0) + 1;
+        // Half of the hash: the same over restarts, and 2,000 endpoints are all different at 1,999 of 2,000 nodes.
+        let at = (c.endpoint.hash >> 32) as u32 | 1;
         let w = entry(&mut self.walkers, c.principal.index);
         if c.principal.fresh {
             *w = Walker::default();
         }
         if w.day != day {
-            if w.steps >= KNOWN {
-                let mean = f64::from(w.surprise) / f64::from(w.steps);
-                let weight = 1.0 / (self.days + 1.0).min(2_000.0);
-                self.mean += (mean - self.mean) * weight;
-                self.square += (mean * mean - self.square) * weight;
-                self.days += 1.0;
-            }
             (w.day, w.steps, w.surprise) = (day, 0, 0.0);
         }
         let last = std::mem::replace(&mut w.last, at);
@@ -121,28 +135,29 @@ impl Detector for Sequence {
         if last == 0 || idle > STEP / 60 {
             return;
         }
-        let key = u64::from(last) << 32 | u64::from(at);
-        let from = entry(&mut self.from, last as usize);
-        *from = from.saturating_add(1);
-        let total = f64::from(*from);
-        let full = self.pairs.len() >= MAX_PAIRS;
-        let seen = match self.pairs.get_mut(&key) {
-            Some(n) => {
-                *n = n.saturating_add(1);
-                f64::from(*n)
-            }
-            None if full => return,
-            None => {
-                self.pairs.insert(key, 1);
-                1.0
-            }
-        };
+        // Who goes odd ways does not make them usual; one step in 16 counts, or a release would stay odd.
+        let odd = w.steps >= KNOWN && f64::from(w.surprise) >= self.nats * f64::from(w.steps);
+        let counts = u32::from(!odd || w.steps.is_multiple_of(16));
+        let (all, way) = (u64::from(last) << 32, u64::from(last) << 32 | u64::from(at));
+        let Some(total) = self.count(all, counts) else { return };
+        let Some(seen) = self.count(way, counts) else { return };
+        let w = &mut self.walkers[c.principal.index];
         // Young endpoints have no ways yet.
-        let young = c.now < c.endpoint.first_seen + self.learn || total < 1_000.0;
+        if c.now < c.endpoint.first_seen + self.learn || total < 1_000.0 {
+            return;
+        }
         w.steps = w.steps.saturating_add(1);
-        w.surprise += if young { 1.0 } else { -(seen / total).ln() as f32 };
+        w.surprise += -(seen / total).ln() as f32;
         let mean = f64::from(w.surprise) / f64::from(w.steps);
-        if f64::from(w.steps) < self.steps || mean < self.nats || self.days < 200.0 {
+        if w.steps == KNOWN {
+            // Each principal says once a day what is usual, and no oddity can say more than a finding needs.
+            let said = mean.min(self.nats);
+            let weight = 1.0 / (self.days + 1.0).min(2_000.0);
+            self.mean += (said - self.mean) * weight;
+            self.square += (said * said - self.square) * weight;
+            self.days += 1.0;
+        }
+        if f64::from(w.steps) < self.steps || mean < self.nats || self.days < LEAST {
             return;
         }
         let sigma = (self.square - self.mean * self.mean).max(0.04).sqrt();
@@ -169,14 +184,25 @@ impl Detector for Sequence {
         }
     }
 
+    fn minute(&mut self, clock: &Clock<'_>, _: &mut Findings) {
+        if clock.now / 86_400 > self.decayed {
+            self.decayed = clock.now / 86_400;
+            // An eighth is forgotten each day: ways that nobody goes any more make room.
+            self.pairs.retain(|_, n| {
+                *n = (u64::from(*n) * 7 / 8) as u32;
+                *n > 0
+            });
+        }
+    }
+
     fn readiness(&self, at: usize, clock: &Clock<'_>) -> Readiness {
         let age = clock.endpoints.get(at).map_or(0, |e| clock.now.saturating_sub(e.first_seen)) as f64
             / self.learn.max(1) as f64;
-        Readiness::after(age.min(self.days / 200.0), 1.0)
+        Readiness::after(age.min(self.days / LEAST), 1.0)
     }
 
     fn bytes(&self) -> usize {
-        self.pairs.capacity() * 13 + self.from.capacity() * 4 + self.walkers.capacity() * size_of::<Walker>()
+        self.pairs.capacity() * 13 + self.walkers.capacity() * size_of::<Walker>()
     }
 }
 
