@@ -216,7 +216,18 @@ impl Simulate {
                 match &t.against {
                     Some(file) => {
                         let mut recorded = Recorded::read(file, &config, MONDAY)?;
+                        let read = recorded.summary();
+                        if read.unreadable > 0 || read.left_out > 0 {
+                            eprintln!(
+                                "apiscope: {}: {} lines are no exchanges and were left out, {} exchanges did not fit, {} are the background",
+                                file.display(),
+                                read.unreadable,
+                                read.left_out,
+                                read.exchanges
+                            );
+                        }
                         tmobile::against(&mut recorded, &attack, &config.detect, &mut progress)
+                            .map(|outcome| Outcome { recording: Some(read), ..outcome })
                     }
                     None => tmobile::run(&attack, &config.detect, &mut progress),
                 }

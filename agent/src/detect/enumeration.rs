@@ -47,6 +47,10 @@ const RING_NAMES: [&str; 5] = ["5 minutes", "an hour", "a day", "7 days", "30 da
 const FORGET: u16 = 44_640;
 /// Distinct objects a day above which a principal is a known bulk reader.
 const BULK: f32 = 200.0;
+/// Days on which it was one, before it is known: an attack must not become usual overnight.
+const BULK_DAYS: u8 = 7;
+/// Objects of a principal in an hour beyond which [`Context::beyond`] is set.
+const MANY: u16 = 20;
 /// Distinct objects in 5 minutes above which a principal counts as one while the endpoint is learned.
 const BUSY: f32 = 25.0;
 
@@ -56,6 +60,11 @@ struct Pair {
     day: u32,
     /// New objects since the rings were looked at.
     unlooked: u8,
+    /// Days with more than [`BULK`] objects, or [`BULK_DAYS`] when it was so while the endpoint was learned.
+    bulk_days: u8,
+    /// Hour, modulo 2^16, and objects in it.
+    hour: u16,
+    in_hour: u16,
     /// Highest counts of today for 5 minutes, 1 hour and 1 day.
     peak: [f32; 3],
     /// What is usual: the highest of the days before, forgotten by 2 % a day.
@@ -132,6 +141,10 @@ impl Detector for Enumeration {
         if pair.day != today {
             // A day is over; a finding kept its peak out of it.
             let days = today.saturating_sub(pair.day);
+            let early = c.now < c.endpoint.first_seen + self.learn + 86_400;
+            if pair.peak[2] > BULK {
+                pair.bulk_days = if early { BULK_DAYS } else { pair.bulk_days.saturating_add(1) };
+            }
             for (usual, peak) in pair.usual.iter_mut().zip(&mut pair.peak) {
                 *usual = (*usual * 0.98_f32.powi(i32::try_from(days).unwrap_or(i32::MAX))).max(*peak);
                 *peak = 0.0;
@@ -140,11 +153,18 @@ impl Detector for Enumeration {
             pair.objects.forget(minute, FORGET);
         }
         let learning = c.now < c.endpoint.first_seen + self.learn;
-        c.bulk.set(pair.usual[2] > BULK || (learning && pair.peak[0] >= BUSY));
+        let usual_bulk = pair.bulk_days >= BULK_DAYS && pair.usual[2] > BULK;
+        c.bulk.set(usual_bulk || (learning && pair.peak[0] >= BUSY));
         let before = pair.objects.is_dense();
-        let new = pair.objects.add(c.params.object, minute, RINGS[0], before || self.dense < MAX_DENSE);
+        let age = pair.objects.add(c.params.object, minute, before || self.dense < MAX_DENSE);
         self.dense += usize::from(!before && pair.objects.is_dense());
-        if !new {
+        let hour = (c.now / 3600) as u16;
+        if pair.hour != hour {
+            (pair.hour, pair.in_hour) = (hour, 0);
+        }
+        pair.in_hour = pair.in_hour.saturating_add(u16::from(age.is_none_or(|a| a >= RINGS[1])));
+        c.beyond.set(pair.in_hour > MANY);
+        if age.is_some_and(|a| a < RINGS[0]) {
             return;
         }
         pair.unlooked += 1;

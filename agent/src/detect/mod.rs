@@ -113,6 +113,8 @@ pub struct Context<'a> {
     pub refused: bool,
     /// The actor is known to read many objects here: a batch job, support.
     pub bulk: Cell<bool>,
+    /// The actor read more than 20 objects here in this hour.
+    pub beyond: Cell<bool>,
 }
 
 impl<'a> Context<'a> {
@@ -425,6 +427,7 @@ impl Engine {
             success: (100..400).contains(&x.status),
             refused: matches!(x.status, 401 | 403),
             bulk: Cell::new(false),
+            beyond: Cell::new(false),
         };
         for detector in &mut self.detectors {
             detector.observe(&context, &mut self.findings);

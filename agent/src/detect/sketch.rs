@@ -33,17 +33,15 @@ fn age(now: u16, then: u16) -> u16 {
 }
 
 impl Recent {
-    /// Adds an element. True when it was not seen within the last `window` minutes (as far as cells tell).
-    pub fn add(&mut self, hash: u64, minute: u64, window: u16, may_grow: bool) -> bool {
+    /// Adds an element; says how many minutes ago it was seen before, as far as cells tell.
+    pub fn add(&mut self, hash: u64, minute: u64, may_grow: bool) -> Option<u16> {
         let now = stamp(minute);
         let print = (hash >> 48) as u16;
         match self {
             Self::Empty => *self = Self::Exact(vec![(print, now)]),
             Self::Exact(list) => {
                 if let Some(known) = list.iter_mut().find(|(p, _)| *p == print) {
-                    let new = age(now, known.1) >= window;
-                    known.1 = now;
-                    return new;
+                    return Some(age(now, std::mem::replace(&mut known.1, now)));
                 }
                 if list.len() < EXACT {
                     list.push((print, now));
@@ -60,12 +58,11 @@ impl Recent {
             }
             Self::Dense(cells) => {
                 let cell = &mut cells[cell(print)];
-                let new = *cell == 0 || age(now, *cell) >= window;
-                *cell = now;
-                return new;
+                let then = std::mem::replace(cell, now);
+                return (then != 0).then(|| age(now, then));
             }
         }
-        true
+        None
     }
 
     /// Distinct elements of the last `window` minutes.
@@ -115,17 +112,27 @@ fn linear(cells: usize, used: usize) -> f64 {
     m * (m / free).ln()
 }
 
-/// Distinct elements between two clearings: a bitmap whose size follows the load, for linear counting.
-/// `2^10` to `2^18` bits; standard error below 0.4 % up to a million elements at full size.
+/// Distinct elements between two clearings: a bitmap that follows the load. Each bit that gets set stands for as
+/// many elements as it took to find a free one, so that the count stays right while the map grows.
+/// `2^10` to `2^18` bits; standard error below 1 % from 20,000 elements on, whatever size it had before.
+/// Source: Ting, "Streamed approximate counting of distinct elements", KDD 2014 (martingale estimator).
 #[derive(Debug, Clone)]
 pub struct Distinct {
     words: Vec<u64>,
     used: usize,
+    count: f64,
 }
+
+/// Words of the smallest and of the largest [`Distinct`].
+const FEWEST_WORDS: usize = 16;
+const MOST_WORDS: usize = 4096;
+/// A map with more than one element for two bits grows by this factor: rarely, for each time leaves the bits of
+/// those who came before doubled all over it.
+const GROWTH: usize = 16;
 
 impl Default for Distinct {
     fn default() -> Self {
-        Self { words: vec![0; 16], used: 0 }
+        Self { words: vec![0; FEWEST_WORDS], used: 0, count: 0.0 }
     }
 }
 
@@ -139,24 +146,39 @@ impl Distinct {
         let at = usize::try_from(at).unwrap_or(0) & (bits - 1);
         let bit = 1 << (at % 64);
         let word = &mut self.words[at / 64];
-        self.used += usize::from(*word & bit == 0);
-        *word |= bit;
+        if *word & bit == 0 {
+            *word |= bit;
+            self.count += bits as f64 / (bits - self.used) as f64;
+            self.used += 1;
+            if self.count > bits as f64 / 2.0 && self.words.len() < MOST_WORDS {
+                self.grow();
+            }
+        }
+    }
+
+    /// An element has its bit at one of several places now: all are set, so that it is not counted again.
+    #[cold]
+    fn grow(&mut self) {
+        let (before, after) = (self.words.len(), (self.words.len() * GROWTH).min(MOST_WORDS));
+        let map = std::mem::take(&mut self.words);
+        self.words = map.repeat(after / before);
+        self.used *= after / before;
     }
 
     /// Estimate.
     #[must_use]
     pub fn count(&self) -> f64 {
-        linear(self.words.len() * 64, self.used)
+        self.count
     }
 
     /// Clears, and takes the size that this load needs: four bits an element, `2^18` at most.
     pub fn clear(&mut self) {
-        let wanted = (self.count() * 4.0) as usize;
-        let words = (wanted / 64).next_power_of_two().clamp(16, 4096).max(self.words.len() / 2);
+        let wanted = (self.count * 4.0) as usize;
+        let fitting = (wanted / 64).next_power_of_two().clamp(FEWEST_WORDS, MOST_WORDS).max(self.words.len() / 2);
         self.words.clear();
-        self.words.resize(words, 0);
-        self.words.shrink_to(words);
-        self.used = 0;
+        self.words.resize(fitting, 0);
+        self.words.shrink_to(fitting);
+        (self.used, self.count) = (0, 0.0);
     }
 
     /// Bytes that it uses.
@@ -311,11 +333,11 @@ mod tests {
         let mut recent = Recent::default();
         let mut minute = 1_000_000;
         for i in 0..50 {
-            recent.add(mix(i), minute, 5, true);
+            recent.add(mix(i), minute, true);
         }
         assert!((recent.count(minute, 5) - 50.0).abs() < 1.0);
         for i in 0..950 {
-            recent.add(mix(1_000 + i), minute + 30, 5, true);
+            recent.add(mix(1_000 + i), minute + 30, true);
         }
         minute += 30;
         let (short, long) = (recent.count(minute, 5), recent.count(minute, 60));
@@ -330,8 +352,8 @@ mod tests {
     fn stamps_wrap() {
         let mut recent = Recent::default();
         let edge = WRAP * 400 - 2;
-        recent.add(mix(1), edge, 5, true);
-        recent.add(mix(2), edge + 4, 5, true);
+        recent.add(mix(1), edge, true);
+        recent.add(mix(2), edge + 4, true);
         assert!((recent.count(edge + 4, 5) - 2.0).abs() < 0.1);
         assert!((recent.count(edge + 6, 5) - 1.0).abs() < 0.1);
     }
@@ -350,6 +372,28 @@ mod tests {
             }
         }
         assert!(distinct.bytes() <= 1 << 16);
+    }
+
+    #[test]
+    fn distinct_is_right_when_the_load_jumps() {
+        for before in [0, 100, 500, 5_000, 60_000_u64] {
+            let mut errors = Vec::new();
+            for round in 0..40_u64 {
+                let mut distinct = Distinct::default();
+                (0..before).for_each(|i| distinct.add(mix(i ^ round << 40)));
+                distinct.clear();
+                for i in 0..37_000_u64 {
+                    let hash = mix(1 << 50 | round << 32 | i);
+                    distinct.add(hash);
+                    distinct.add(hash);
+                }
+                errors.push(distinct.count() / 37_000.0 - 1.0);
+                assert!(distinct.bytes() <= MOST_WORDS * 8);
+            }
+            let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+            let deviation = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
+            assert!(mean.abs() < 0.003 && deviation < 0.01, "after {before}: bias {mean}, deviation {deviation}");
+        }
     }
 
     #[test]

@@ -14,18 +14,19 @@ pub static RULE: Rule = Rule {
     title: "More different objects than usual",
     owasp: &["API1:2023", "API6:2023"],
     attack: &["T1530", "T1030"],
-    signal: "log(distinct objects / requests) and log(distinct objects / distinct principals) of each hour",
+    signal: "log(distinct objects / requests) and log(distinct objects / distinct principals) of each hour, of each \
+        principal the first 20 objects",
     algorithm: "against the median of the same hour of the week (of the day, of the last day until there are weeks), in \
         robust standard deviations, added up by CUSUM (k = 1, h = 8; 16 when only the first ratio moves, and then the objects themselves must be more than usual). Hours under \
         suspicion are not learned. Exposed objects: those that a mixture with the usual ratio does not explain",
-    source: "CUSUM: Page, Biometrika 41, 1954; median/MAD: Rousseeuw and Croux, JASA 1993; linear counting: Whang et al. 1990",
-    memory: "4 weeks of hours (8 KB) and two bitmaps of 128 bytes to 32 KiB, by load, an endpoint with objects in its path",
+    source: "CUSUM: Page, Biometrika 41, 1954; median/MAD: Rousseeuw and Croux, JASA 1993; counting: Ting, KDD 2014",
+    memory: "4 weeks of hours (8 KB) and three bitmaps of 128 bytes to 32 KiB, by load, an endpoint with objects in its path",
     blind: "endpoints with fewer than 200 requests an hour, or whose every request is for another object anyway",
     settings: &[
         Setting { name: "h", default: 8.0, about: "decision level of the CUSUM, in standard deviations" },
         Setting { name: "floor", default: 0.02, about: "smallest standard deviation that is believed, in log units" },
         Setting { name: "requests", default: 200.0, about: "requests an hour below which nothing is judged" },
-        Setting { name: "learn_hours", default: 48.0, about: "hours that were predicted before anything is said" },
+        Setting { name: "learn_hours", default: 48.0, about: "hours with enough requests before anything is said" },
     ],
 };
 
@@ -45,11 +46,14 @@ struct State {
     requests: u32,
     objects: Distinct,
     actors: Distinct,
+    /// Objects that somebody read who read many in this hour, known jobs left out.
+    beyond: Distinct,
     /// By hour modulo four weeks: both ratios and the log of the objects; NaN where unknown.
     history: Vec<[f32; 3]>,
     /// Last prediction errors.
     errors: Vec<[f32; 3]>,
-    predicted: u32,
+    /// Hours with enough requests.
+    known: u32,
     cusum: [f64; 3],
     /// Objects since the first CUSUM left 0, and when it did.
     exposed: f64,
@@ -84,11 +88,13 @@ impl SlowLeak {
         let (h, floor, least, learn) = (self.h, self.floor, self.least, self.learn);
         let s = &mut self.states[at];
         let (requests, objects, actors) = (f64::from(s.requests), s.objects.count(), s.actors.count());
+        let beyond = s.beyond.count();
         let hour = s.hour;
         s.hour = now / 3600;
         s.requests = 0;
         s.objects.clear();
         s.actors.clear();
+        s.beyond.clear();
         s.requests_per_hour += (requests - s.requests_per_hour) * 0.1;
         let at_hour = (hour % HISTORY as u64) as usize;
         if s.history.is_empty() {
@@ -102,6 +108,8 @@ impl SlowLeak {
             return;
         }
         let x = [(objects / requests).ln(), (objects / actors.max(1.0)).ln(), objects.ln()];
+        let learned = f64::from(s.known) >= learn;
+        s.known = s.known.saturating_add(1);
         let Some(usual) = predict(&s.history, hour) else {
             s.history[at_hour] = x.map(|v| v as f32);
             return;
@@ -116,18 +124,16 @@ impl SlowLeak {
                 (s.sigma, s.ratio) = (sigma, usual[0].exp());
             }
         }
-        if f64::from(s.predicted) < learn {
-            s.predicted += 1;
-            learn_from(s, at_hour, x, usual);
-            return;
+        // While it learns, the sums stay 0 and hours are not judged; the last one counts if a leak goes on after it.
+        if learned {
+            for (sum, z) in s.cusum.iter_mut().zip(z) {
+                *sum = (*sum + z - K).clamp(0.0, 4.0 * h);
+            }
         }
-        for (sum, z) in s.cusum.iter_mut().zip(z) {
-            *sum = (*sum + z - K).clamp(0.0, 4.0 * h);
-        }
-        // objects = leaked + ratio * (requests - leaked). The hour before the sum began to rise counts: the
+        // objects = leaked + ratio * (requests - leaked), and what was not counted there. The hour before the sum began to rise counts: the
         // leak seldom begins with an hour.
         let ratio = s.ratio.min(0.99);
-        let excess = ((objects - ratio * requests) / (1.0 - ratio)).max(0.0);
+        let excess = (objects - ratio * requests) / (1.0 - ratio) + beyond;
         if s.cusum[0] <= 0.0 {
             (s.exposed, s.since) = (excess, s.hour);
         } else {
@@ -139,7 +145,7 @@ impl SlowLeak {
         let about = About { endpoint: Some((at, endpoint)), now, ..About::default() };
         if fires {
             let hours = s.hour.saturating_sub(s.since).max(1);
-            let (observed, expected, exposed, cusum) = (objects / requests, s.ratio, s.exposed, s.cusum);
+            let (observed, expected, exposed, cusum) = (objects / requests, s.ratio, s.exposed.max(0.0), s.cusum);
             if out.wants(&RULE, about) {
                 out.report(
                     &RULE,
@@ -168,7 +174,7 @@ impl SlowLeak {
                 );
             }
         }
-        let frozen = s.cusum[0] > SUSPICIOUS || out.covers(&RULE, at);
+        let frozen = learned && (s.cusum[0] > SUSPICIOUS || out.covers(&RULE, at));
         let s = &mut self.states[at];
         if !frozen {
             learn_from(s, at_hour, x, usual);
@@ -221,11 +227,15 @@ impl Detector for SlowLeak {
                 (state.on, state.hour) = (true, hour);
             }
         }
-        // A job that is known to read everything would hide the rest.
-        if c.bulk.get() {
+        let state = &mut self.states[c.at];
+        // A job that reads everything would hide the rest. Known or not, it is left out from its first hour on, or
+        // what is usual would change when it becomes known; but what it read counts as exposed.
+        if c.beyond.get() {
+            if !c.bulk.get() {
+                state.beyond.add(c.params.object);
+            }
             return;
         }
-        let state = &mut self.states[c.at];
         state.requests += 1;
         state.objects.add(c.params.object);
         state.actors.add(c.actor);
@@ -246,11 +256,11 @@ impl Detector for SlowLeak {
         let Some(s) = self.states.get(at).filter(|s| s.on) else {
             return Readiness::blind("its path names no object");
         };
-        if s.requests_per_hour < self.least && s.predicted > 0 {
+        if s.requests_per_hour < self.least && s.known > 0 {
             return Readiness::blind("too few requests an hour");
         }
-        if f64::from(s.predicted) < self.learn {
-            return Readiness::Learning { progress: f64::from(s.predicted) / self.learn };
+        if f64::from(s.known) < self.learn {
+            return Readiness::Learning { progress: f64::from(s.known) / self.learn };
         }
         if s.ratio > 0.9 {
             return Readiness::blind("nearly every request is for another object anyway");
@@ -268,8 +278,9 @@ impl Detector for SlowLeak {
             .map(|s| {
                 s.objects.bytes()
                     + s.actors.bytes()
-                    + s.history.capacity() * 8
-                    + s.errors.capacity() * 8
+                    + s.beyond.bytes()
+                    + s.history.capacity() * 12
+                    + s.errors.capacity() * 12
                     + size_of::<State>()
             })
             .sum()
@@ -279,7 +290,7 @@ impl Detector for SlowLeak {
         let s = self.states.get(at).filter(|s| s.on && !s.history.is_empty())?;
         let history: Vec<_> = s.history.iter().map(|v| if v[0].is_nan() { None } else { Some(*v) }).collect();
         Some(
-            serde_json::json!({ "history": history, "errors": s.errors, "predicted": s.predicted, "rate": s.requests_per_hour, "ratio": s.ratio, "sigma": s.sigma }),
+            serde_json::json!({ "history": history, "errors": s.errors, "known": s.known, "rate": s.requests_per_hour, "ratio": s.ratio, "sigma": s.sigma }),
         )
     }
 
@@ -288,7 +299,7 @@ impl Detector for SlowLeak {
         struct Learned {
             history: Vec<Option<[f32; 3]>>,
             errors: Vec<[f32; 3]>,
-            predicted: u32,
+            known: u32,
             rate: f64,
             ratio: f64,
             sigma: f64,
@@ -299,7 +310,7 @@ impl Detector for SlowLeak {
         }
         let state = entry(&mut self.states, at);
         state.history = learned.history.into_iter().map(|v| v.unwrap_or([f32::NAN; 3])).collect();
-        (state.errors, state.predicted) = (learned.errors, learned.predicted);
+        (state.errors, state.known) = (learned.errors, learned.known);
         (state.requests_per_hour, state.ratio, state.sigma) = (learned.rate, learned.ratio, learned.sigma);
     }
 }

@@ -57,6 +57,9 @@ pub struct Outcome {
     pub learned_s: f64,
     /// Exchanges that the detectors saw.
     pub exchanges: u64,
+    /// The recording that was the background, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording: Option<recorded::Summary>,
     /// Seed.
     pub seed: u64,
     /// The finding.

@@ -8,7 +8,8 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
+use serde::Serialize;
 
 use super::world::attacker_id;
 use crate::{
@@ -31,8 +32,25 @@ struct Item {
     params: Params,
 }
 
+/// Shortest recording that is of use: what is repeated more often than each second is no background.
+const LEAST: u64 = 1_000_000_000;
+
+/// What was read.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Summary {
+    /// Exchanges that are used.
+    pub exchanges: u64,
+    /// From the first to the last, s.
+    pub seconds: f64,
+    /// Lines that are no exchanges and were left out.
+    pub unreadable: u64,
+    /// Exchanges that did not fit: [`MAX_EXCHANGES`], or more endpoints than are told apart.
+    pub left_out: u64,
+}
+
 /// A recording that begins anew when it is over.
 pub struct Recorded {
+    summary: Summary,
     items: Vec<Item>,
     next: usize,
     /// ns from one beginning to the next.
@@ -41,6 +59,8 @@ pub struct Recorded {
     shift: u64,
     hasher: ParamHasher,
     target: usize,
+    /// An exchange of the target.
+    example: usize,
     space: u64,
     now: f64,
 }
@@ -56,13 +76,32 @@ impl Recorded {
         let mut routes = Routes::new(&config.routes.patterns);
         let mut endpoints = Endpoints::new(config.limits.endpoints, None);
         let (mut items, nothing) = (Vec::new(), Arc::<str>::from(""));
+        let (mut unreadable, mut left_out, mut wrong) = (0, 0, None);
         for line in BufReader::new(File::open(file).with_context(failed)?).split(b'\n') {
-            let Ok(x) = Exchange::from_json(&line.with_context(failed)?) else { continue };
+            let line = line.with_context(failed)?;
+            if line.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let x = match Exchange::from_json(&line) {
+                Ok(x) => x,
+                Err(e) => {
+                    unreadable += 1;
+                    wrong.get_or_insert(e);
+                    continue;
+                }
+            };
+            if items.len() >= MAX_EXCHANGES {
+                left_out += 1;
+                continue;
+            }
             routes.route(&x);
             items.push(Item { x, at: 0, route: nothing.clone(), params: Params::default() });
-            if items.len() >= MAX_EXCHANGES {
-                break;
-            }
+        }
+        if let (true, Some(e)) = (items.is_empty(), wrong) {
+            bail!(
+                "none of the {unreadable} lines of {} is an exchange ({e}): it must be a recording of `apiscope run --exchanges`",
+                file.display()
+            );
         }
         // Routes are known when everything was seen.
         routes.settle();
@@ -73,6 +112,7 @@ impl Recorded {
             i.at = at.unwrap_or(0);
             i.params = hasher.params(path, &route.template);
             i.route = route.template;
+            left_out += u64::from(at.is_none());
             at.is_some()
         });
         ensure!(
@@ -83,6 +123,11 @@ impl Recorded {
         items.sort_by_key(|i| i.x.ts);
         let first = items[0].x.ts;
         let length = items[items.len() - 1].x.ts - first;
+        ensure!(
+            length >= LEAST,
+            "{} holds less than a second of traffic, which is no background: record for longer",
+            file.display()
+        );
         // Days stay days, so that hours of the day meet again.
         let (hour, day) = (3_600_000_000_000, 86_400_000_000_000);
         let period =
@@ -100,18 +145,27 @@ impl Recorded {
         let of_target = items.iter().filter(|i| i.at == target);
         let highest = of_target.filter_map(|i| i.params.list().last().and_then(|p| p.bucket)).max();
         let space = highest.map_or(1 << 27, |b| ((b + 1) << BUCKET_BITS).clamp(1 << 16, 1 << 30));
-        let shift = (start * 1_000_000_000).saturating_sub(first);
-        Ok(Self { items, next: 0, period, shift, hasher, target, space, now: start as f64 })
+        // Modulo 2^64: recordings are older or younger than the simulated days.
+        let shift = (start * 1_000_000_000).wrapping_sub(first);
+        let example = items.iter().position(|i| i.at == target).unwrap_or(0);
+        let summary = Summary { exchanges: items.len() as u64, seconds: length as f64 / S, unreadable, left_out };
+        Ok(Self { summary, example, items, next: 0, period, shift, hasher, target, space, now: start as f64 })
+    }
+
+    /// What was read.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        self.summary
     }
 }
 
 impl super::Background for Recorded {
     fn step(&mut self, until: f64, engine: &mut Engine) -> bool {
         if self.next >= self.items.len() {
-            (self.next, self.shift) = (0, self.shift + self.period);
+            (self.next, self.shift) = (0, self.shift.wrapping_add(self.period));
         }
         let item = &mut self.items[self.next];
-        let ts = item.x.ts + self.shift;
+        let ts = item.x.ts.wrapping_add(self.shift);
         if ts as f64 / S >= until {
             self.now = self.now.max(until);
             return false;
@@ -125,7 +179,7 @@ impl super::Background for Recorded {
     }
 
     fn attack(&mut self, now: f64, object: u64, who: u64, engine: &mut Engine) {
-        let Some(example) = self.items.iter().find(|i| i.at == self.target) else { return };
+        let Some(example) = self.items.get(self.example) else { return };
         let numbers = example.params.list().last().is_some_and(|p| p.bucket.is_some());
         let params = self.hasher.number(object);
         let params = if numbers { params } else { params.opaque() };
