@@ -353,7 +353,10 @@ impl Capture {
             && let Ok(text) = std::fs::read(file)
         {
             match serde_json::from_slice(&text) {
-                Ok(learned) => log::info!("{} endpoints are known from before", detectors.load(learned)),
+                Ok(learned) => match detectors.load(learned) {
+                    Ok(n) => log::info!("{n} endpoints are known from before"),
+                    Err(e) => log::warn!("the baselines in {} are not taken: {e}: they begin anew", file.display()),
+                },
                 Err(e) => log::warn!("the baselines in {} are not understood: {e}: they begin anew", file.display()),
             }
         }

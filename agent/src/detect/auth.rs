@@ -142,13 +142,12 @@ impl Detector for Unauthenticated {
     }
 
     fn save(&self, at: usize) -> Option<serde_json::Value> {
-        self.states.get(at).map(|s| serde_json::json!([s.with, s.without, s.refusals]))
+        self.states.get(at).map(|s| serde_json::json!([s.with, s.without, s.refusals, s.strangers]))
     }
 
     fn load(&mut self, at: usize, learned: &serde_json::Value) {
-        if let Ok([with, without, refusals]) = serde_json::from_value::<[u64; 3]>(learned.clone()) {
-            let s = entry(&mut self.states, at);
-            (s.with, s.without, s.refusals) = (with, without, refusals);
+        if let Ok([with, without, refusals, strangers]) = serde_json::from_value::<[u64; 4]>(learned.clone()) {
+            *entry(&mut self.states, at) = State { with, without, refusals, strangers, ..State::default() };
         }
     }
 }
@@ -234,6 +233,16 @@ impl Detector for OpenEndpoint {
 
     fn bytes(&self) -> usize {
         self.states.capacity() * size_of::<State>()
+    }
+
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        self.states.get(at).map(|s| serde_json::json!([s.with, s.without, s.external, s.bytes]))
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        if let Ok([with, without, external, bytes]) = serde_json::from_value::<[u64; 4]>(learned.clone()) {
+            *entry(&mut self.states, at) = State { with, without, external, bytes, ..State::default() };
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 //! where it never went, or to the metadata address right after a request came in. Both learn the graph
 //! that authorization drafts are made of.
 
-use std::sync::Arc;
-
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    About, Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry, sketch,
+    About, Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
+    keep::{self, Words},
+    sketch,
 };
 use crate::exchange::{Peer, Side};
 
@@ -60,7 +60,8 @@ const MAX_SERVICES: usize = 4_096;
 pub struct NewCaller {
     learn: u64,
     edges: FxHashSet<u64>,
-    services: FxHashMap<Arc<str>, u64>,
+    /// By hash of the name: when it was first seen.
+    services: FxHashMap<u64, u64>,
 }
 
 impl NewCaller {
@@ -89,12 +90,13 @@ impl Detector for NewCaller {
         if self.edges.contains(&edge) || self.edges.len() + 2 > MAX_EDGES {
             return;
         }
-        if self.services.len() >= MAX_SERVICES && !self.services.contains_key(&c.endpoint.service) {
+        let service = sketch::text(&c.endpoint.service);
+        if self.services.len() >= MAX_SERVICES && !self.services.contains_key(&service) {
             return;
         }
-        let first = *self.services.entry(c.endpoint.service.clone()).or_insert(c.now);
+        let first = *self.services.entry(service).or_insert(c.now);
         self.edges.insert(edge);
-        let stranger = self.edges.insert(who ^ sketch::mix(sketch::text(&c.endpoint.service)).rotate_left(3));
+        let stranger = self.edges.insert(who ^ sketch::mix(service).rotate_left(3));
         let known = c.now >= first + self.learn;
         let about = About { actor: Some(who), ..c.here() };
         if known && out.wants(&CALLER, about) {
@@ -118,14 +120,27 @@ impl Detector for NewCaller {
     }
 
     fn readiness(&self, at: usize, clock: &Clock<'_>) -> Readiness {
-        match clock.endpoints.get(at).and_then(|e| self.services.get(&e.service)) {
+        match clock.endpoints.get(at).and_then(|e| self.services.get(&sketch::text(&e.service))) {
             Some(first) => Readiness::after(clock.now.saturating_sub(*first) as f64, self.learn as f64),
             None => Readiness::blind("its callers' workloads are not known"),
         }
     }
 
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let services: Vec<u64> = self.services.iter().flat_map(|(key, first)| [*key, *first]).collect();
+        Some(serde_json::json!({ "edges": keep::list(&self.edges), "services": keep::list(&services) }))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        self.edges.extend(keep::unlist::<u64>(learned.get("edges"), MAX_EDGES));
+        for service in keep::words(learned.get("services")).chunks_exact(4).take(MAX_SERVICES) {
+            let mut w = Words::new(service);
+            self.services.insert(w.long(), w.time());
+        }
+    }
+
     fn bytes(&self) -> usize {
-        self.edges.capacity() * 9 + self.services.capacity() * 32
+        self.edges.capacity() * 9 + self.services.capacity() * 17
     }
 }
 
@@ -242,6 +257,21 @@ impl Detector for Egress {
     fn readiness(&self, at: usize, clock: &Clock<'_>) -> Readiness {
         let first = self.keys.get(at).and_then(|k| self.services.get(k)).map_or(clock.now, |s| s.first);
         Readiness::after(clock.now.saturating_sub(first) as f64, self.learn as f64)
+    }
+
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let of = |(key, s): (&u64, &Service)| [*key, s.first, s.inbound, u64::from(s.metadata)];
+        let services: Vec<u64> = self.services.iter().flat_map(of).collect();
+        Some(serde_json::json!({ "destinations": keep::list(&self.destinations), "services": keep::list(&services) }))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        self.destinations.extend(keep::unlist::<u64>(learned.get("destinations"), MAX_EDGES));
+        for service in keep::words(learned.get("services")).chunks_exact(8).take(MAX_SERVICES) {
+            let mut w = Words::new(service);
+            let (key, first, inbound, metadata) = (w.long(), w.time(), w.long(), w.long() != 0);
+            self.services.insert(key, Service { first, inbound, metadata });
+        }
     }
 
     fn bytes(&self) -> usize {

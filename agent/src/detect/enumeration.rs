@@ -1,7 +1,10 @@
 //! D4: one principal reads many different objects of one endpoint.
 
 use super::{
-    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, sketch, sketch::Recent,
+    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting,
+    keep::{self, Packed, Words},
+    sketch,
+    sketch::Recent,
     slots::Slots,
 };
 
@@ -56,6 +59,7 @@ const BUSY: f32 = 25.0;
 
 #[derive(Default, Clone)]
 struct Pair {
+    /// Half of the endpoint's hash.
     endpoint: u32,
     day: u32,
     /// New objects since the rings were looked at.
@@ -70,6 +74,38 @@ struct Pair {
     /// What is usual: the highest of the days before, forgotten by 2 % a day.
     usual: [f32; 3],
     objects: Recent,
+}
+
+/// Half of a hash, which is as good for as many endpoints as there are.
+fn half(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+/// Words of a pair without its objects.
+const PAIR_WORDS: usize = 10;
+
+impl Pair {
+    fn pack(&self, out: &mut Vec<u32>) {
+        out.extend([
+            self.endpoint,
+            self.day,
+            u32::from(self.bulk_days),
+            u32::from(self.hour) << 16 | u32::from(self.in_hour),
+        ]);
+        self.peak.pack(out);
+        self.usual.pack(out);
+        self.objects.pack(out);
+    }
+
+    fn unpack(w: &mut Words<'_>) -> Option<Self> {
+        if w.len() < PAIR_WORDS {
+            return None;
+        }
+        let (endpoint, day, bulk_days, hours) = (w.word(), w.word(), w.word() as u8, w.word());
+        let (peak, usual) = ([(); 3].map(|()| w.float()), [(); 3].map(|()| w.float()));
+        let (hour, in_hour) = ((hours >> 16) as u16, hours as u16);
+        Some(Self { endpoint, day, unlooked: 0, bulk_days, hour, in_hour, peak, usual, objects: Recent::unpack(w)? })
+    }
 }
 
 /// The detector.
@@ -136,7 +172,7 @@ impl Detector for Enumeration {
         let pair = &mut self.pairs[slot.index];
         if slot.fresh {
             self.dense -= usize::from(pair.objects.is_dense());
-            *pair = Pair { endpoint: u32::try_from(c.at).unwrap_or(0), day: today, ..Pair::default() };
+            *pair = Pair { endpoint: half(c.endpoint.hash), day: today, ..Pair::default() };
         }
         if pair.day != today {
             // A day is over; a finding kept its peak out of it.
@@ -199,7 +235,7 @@ impl Detector for Enumeration {
         if !out.wants(&RULE, c.actor_here()) {
             return;
         }
-        let (others, records) = self.accomplices(u32::try_from(c.at).unwrap_or(0), ring, minute);
+        let (others, records) = self.accomplices(half(c.endpoint.hash), ring, minute);
         let records = records.max(n);
         let usual = self.pairs[slot.index].usual[ring.min(2)];
         let severity = if n > 10.0 * limit || others > 5 { Severity::Critical } else { Severity::High };
@@ -238,6 +274,28 @@ impl Detector for Enumeration {
         match clock.now.saturating_sub(e.first_seen) {
             age if age < self.learn => Readiness::Learning { progress: age as f64 / self.learn as f64 },
             _ => Readiness::Armed { minimum_per_hour: Some(self.limits[2] / 24.0), within_s: Some(86_400.0) },
+        }
+    }
+
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let kept = self.slots.proven();
+        let mut pairs = Vec::new();
+        kept.iter().filter_map(|&at| self.pairs.get(at)).for_each(|p| p.pack(&mut pairs));
+        Some(serde_json::json!({ "who": self.slots.save(&kept), "pairs": keep::text(&pairs) }))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        let words = keep::words(learned.get("pairs"));
+        let mut words = Words::new(&words);
+        let mut pairs = Vec::new();
+        while let Some(pair) = Pair::unpack(&mut words) {
+            pairs.push(pair);
+        }
+        // All or nothing: a pair must not get another's slot.
+        let mut slots = Slots::new(MAX_PAIRS);
+        if slots.load(learned.get("who")) == pairs.len() {
+            self.dense = pairs.iter().filter(|p| p.objects.is_dense()).count();
+            (self.slots, self.pairs) = (slots, pairs);
         }
     }
 

@@ -246,9 +246,20 @@ pub struct Findings {
 struct Kept {
     key: u64,
     rule: &'static Rule,
-    endpoint: Option<usize>,
+    /// Hash of the endpoint.
+    endpoint: Option<u64>,
     actor: Option<u64>,
     worked_out: u64,
+    handed_out: u64,
+    handed_observed: f64,
+    finding: Finding,
+}
+
+/// A finding as it is kept over a restart.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    endpoint: Option<u64>,
+    actor: Option<u64>,
     handed_out: u64,
     handed_observed: f64,
     finding: Finding,
@@ -416,7 +427,7 @@ impl Findings {
         self.list.push(Kept {
             key,
             rule,
-            endpoint: about.endpoint.map(|(i, _)| i),
+            endpoint: about.endpoint.map(|(_, e)| e.hash),
             actor: about.actor,
             worked_out: 0,
             handed_out: 0,
@@ -484,14 +495,59 @@ impl Findings {
 
     /// Is a finding of this rule open for the endpoint, and not acknowledged? Then its baseline is frozen.
     #[must_use]
-    pub fn covers(&self, rule: &Rule, endpoint: usize) -> bool {
+    pub fn covers(&self, rule: &Rule, endpoint: &Endpoint) -> bool {
         self.per_rule.get(rule.id).is_some_and(|n| *n > 0)
             && self.list.iter().any(|k| {
                 k.rule.id == rule.id
-                    && k.endpoint == Some(endpoint)
+                    && k.endpoint == Some(endpoint.hash)
                     && k.finding.state == State::Open
                     && !k.finding.acknowledged
             })
+    }
+
+    /// The open findings, to be kept over a restart.
+    #[must_use]
+    pub fn save(&self) -> serde_json::Value {
+        let open = self.list.iter().filter(|k| k.finding.state == State::Open);
+        let kept: Vec<_> = open
+            .map(|k| Saved {
+                endpoint: k.endpoint,
+                actor: k.actor,
+                handed_out: k.handed_out,
+                handed_observed: k.handed_observed,
+                finding: k.finding.clone(),
+            })
+            .collect();
+        serde_json::to_value(kept).unwrap_or_default()
+    }
+
+    /// Takes what [`Findings::save`] gave: they go on, and are not opened again. Those of rules that are off go.
+    pub fn load(&mut self, saved: serde_json::Value, rule: impl Fn(&str) -> Option<&'static Rule>) {
+        let saved: Vec<Saved> = serde_json::from_value(saved).unwrap_or_default();
+        for s in saved.into_iter().take(MAX_FINDINGS) {
+            let (Some(rule), Ok(key)) = (rule(&s.finding.rule), u64::from_str_radix(&s.finding.id, 16)) else {
+                continue;
+            };
+            if self.index.contains_key(&key) {
+                continue;
+            }
+            *self.per_rule.entry(rule.id).or_default() += 1;
+            if let Some(actor) = s.actor {
+                *self.per_actor.entry(actor).or_default() += 1;
+            }
+            let acknowledged = self.config.acknowledge.contains(&s.finding.id);
+            self.index.insert(key, self.list.len());
+            self.list.push(Kept {
+                key,
+                rule,
+                endpoint: s.endpoint,
+                actor: s.actor,
+                worked_out: 0,
+                handed_out: s.handed_out.max(1),
+                handed_observed: s.handed_observed,
+                finding: Finding { acknowledged, state: State::Open, ..s.finding },
+            });
+        }
     }
 
     fn push(&mut self, event: Event) {
@@ -511,6 +567,11 @@ impl Findings {
     /// Hands out what happened since the last call.
     pub fn drain(&mut self) -> impl Iterator<Item = Event> + '_ {
         self.events.drain(..)
+    }
+
+    /// Events of before a restart that were not handed out yet.
+    pub fn put_back(&mut self, events: Vec<Event>) {
+        events.into_iter().for_each(|e| self.push(e));
     }
 
     /// Every finding that is kept, the most severe first, open ones before resolved ones.

@@ -14,6 +14,7 @@ mod auth;
 mod callers;
 mod enumeration;
 pub mod finding;
+mod keep;
 mod novelty;
 pub mod ocsf;
 mod principal;
@@ -237,6 +238,23 @@ pub trait Detector: Send {
     fn load(&mut self, at: usize, learned: &serde_json::Value) {
         let _ = (at, learned);
     }
+    /// What it has learned of the node as a whole, to be kept over a restart.
+    fn save_node(&self) -> Option<serde_json::Value> {
+        None
+    }
+    /// Takes what [`Detector::save_node`] gave.
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        let _ = learned;
+    }
+    /// What it has learned of principals, given by their slots, to be kept over a restart.
+    fn save_principals(&self, slots: &[usize]) -> Option<serde_json::Value> {
+        let _ = slots;
+        None
+    }
+    /// Takes what [`Detector::save_principals`] gave, for the principals in the first slots.
+    fn load_principals(&mut self, learned: &serde_json::Value) {
+        let _ = learned;
+    }
 }
 
 /// The settings of one rule.
@@ -312,7 +330,22 @@ struct Remembered {
 }
 
 /// Version of what [`Engine::save`] gives.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+
+/// What is kept over a restart.
+#[derive(Deserialize, Serialize)]
+struct File {
+    version: u64,
+    endpoints: Vec<Remembered>,
+    /// By rule.
+    node: std::collections::BTreeMap<String, serde_json::Value>,
+    /// Who there is, and by rule.
+    principals: std::collections::BTreeMap<String, serde_json::Value>,
+    findings: serde_json::Value,
+}
+
+/// The key under which [`File::principals`] says who there is.
+const WHO: &str = "who";
 
 /// All detectors of a node.
 pub struct Engine {
@@ -475,31 +508,48 @@ impl Engine {
         }
     }
 
-    /// What was learned, to be kept over a restart. It holds hashes of names and numbers, no name.
+    /// What was learned, to be kept over a restart: hashes of names, numbers, and the open findings as they are.
     #[must_use]
     pub fn save(&self) -> serde_json::Value {
+        let id = |d: &dyn Detector| d.rule().id.to_owned();
         let of = |(at, e): (usize, &Endpoint)| Remembered {
             hash: e.hash,
             first_seen: e.first_seen,
             requests: e.requests,
-            learned: self.detectors.iter().filter_map(|d| Some((d.rule().id.to_owned(), d.save(at)?))).collect(),
+            learned: self.detectors.iter().filter_map(|d| Some((id(&**d), d.save(at)?))).collect(),
         };
-        let mut all: Vec<_> = self.endpoints.iter().enumerate().filter(|(_, e)| e.requests > 0).map(of).collect();
-        all.extend(self.remembered.values().cloned());
-        serde_json::json!({ "version": VERSION, "endpoints": all })
+        let mut endpoints: Vec<_> = self.endpoints.iter().enumerate().filter(|(_, e)| e.requests > 0).map(of).collect();
+        endpoints.extend(self.remembered.values().cloned());
+        let proven = self.principals.proven();
+        let mut principals: std::collections::BTreeMap<_, _> =
+            self.detectors.iter().filter_map(|d| Some((id(&**d), d.save_principals(&proven)?))).collect();
+        principals.insert(WHO.into(), self.principals.save(&proven));
+        let node = self.detectors.iter().filter_map(|d| Some((id(&**d), d.save_node()?))).collect();
+        let file = File { version: VERSION, endpoints, node, principals, findings: self.findings.save() };
+        serde_json::to_value(file).unwrap_or_default()
     }
 
-    /// Takes what [`Engine::save`] gave; says how many endpoints it knows now. Another version is none.
-    pub fn load(&mut self, learned: serde_json::Value) -> usize {
-        #[derive(Deserialize)]
-        struct File {
-            version: u64,
-            endpoints: Vec<Remembered>,
+    /// Takes what [`Engine::save`] gave, before the first exchange; says how many endpoints it knows now.
+    ///
+    /// # Errors
+    /// It is of another version, or no such thing; nothing is taken then.
+    pub fn load(&mut self, learned: serde_json::Value) -> anyhow::Result<usize> {
+        let version = learned.get("version").and_then(serde_json::Value::as_u64);
+        anyhow::ensure!(
+            version == Some(VERSION),
+            "they are of version {}, this agent has version {VERSION}",
+            version.map_or_else(|| "none".into(), |v| v.to_string())
+        );
+        let file: File = serde_json::from_value(learned)?;
+        self.principals.load(file.principals.get(WHO));
+        for detector in &mut self.detectors {
+            let id = detector.rule().id;
+            file.principals.get(id).into_iter().for_each(|p| detector.load_principals(p));
+            file.node.get(id).into_iter().for_each(|n| detector.load_node(n));
         }
-        if let Ok(File { version: VERSION, endpoints }) = serde_json::from_value(learned) {
-            self.remembered = endpoints.into_iter().take(MAX_REMEMBERED).map(|e| (e.hash, e)).collect();
-        }
-        self.remembered.len()
+        self.findings.load(file.findings, |id| self.detectors.iter().map(|d| d.rule()).find(|r| r.id == id));
+        self.remembered = file.endpoints.into_iter().take(MAX_REMEMBERED).map(|e| (e.hash, e)).collect();
+        Ok(self.remembered.len())
     }
 
     /// An endpoint by its number.

@@ -4,7 +4,9 @@
 use rustc_hash::FxHashMap;
 
 use super::{
-    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry, sketch,
+    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
+    keep::{self, Words},
+    sketch,
 };
 use crate::exchange::{Auth, Marks, Method, Side};
 
@@ -148,6 +150,31 @@ impl Detector for NewEndpoint {
         Readiness::after(clock.now.saturating_sub(first.map_or(clock.now, |f| f.0)) as f64, self.learn as f64)
     }
 
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        self.fresh.get(at).filter(|f| f.answers > 0).map(|f| serde_json::json!([f.answers, f.open]))
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        if let Ok([answers, open]) = serde_json::from_value::<[u32; 2]>(learned.clone()) {
+            *entry(&mut self.fresh, at) = Fresh { answers: answers.min(u32::MAX / 2), open: open.min(u32::MAX / 2) };
+        }
+    }
+
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let mut out = Vec::new();
+        for (key, (first, before, last)) in &self.services {
+            [*key, *first, *before, *last].into_iter().for_each(|v| keep::long(&mut out, v));
+        }
+        Some(keep::text(&out))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        for chunk in keep::words(Some(learned)).chunks_exact(8).take(MAX_SERVICES) {
+            let mut w = Words::new(chunk);
+            self.services.insert(w.long(), (w.time(), w.time(), w.time()));
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.fresh.capacity() * size_of::<Fresh>() + self.services.capacity() * 40
     }
@@ -249,7 +276,24 @@ impl Detector for Zombie {
     }
 
     fn load(&mut self, at: usize, learned: &serde_json::Value) {
-        *entry(&mut self.last, at) = learned.as_u64().unwrap_or(0);
+        *entry(&mut self.last, at) = keep::time(Some(learned));
+    }
+
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let mut out = Vec::new();
+        for (key, (number, seen)) in &self.versions {
+            keep::long(&mut out, *key);
+            out.push(*number);
+            keep::long(&mut out, *seen);
+        }
+        Some(keep::text(&out))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        for chunk in keep::words(Some(learned)).chunks_exact(5).take(MAX_VERSIONED) {
+            let mut w = Words::new(chunk);
+            self.versions.insert(w.long(), (w.word(), w.time()));
+        }
     }
 }
 
@@ -355,6 +399,23 @@ impl Detector for MethodMisuse {
         let Some(route) = route else { return Readiness::Learning { progress: 0.0 } };
         let age = clock.now.saturating_sub(route.first) as f64 / LEARN as f64;
         Readiness::after(age.min(route.requests as f64 / self.requests.max(1) as f64), 1.0)
+    }
+
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let mut out = Vec::new();
+        for (key, m) in &self.routes {
+            [*key, m.requests, m.first].into_iter().for_each(|v| keep::long(&mut out, v));
+            out.push(u32::from(m.known) | u32::from(m.overrides) << 16);
+        }
+        Some(keep::text(&out))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        for chunk in keep::words(Some(learned)).chunks_exact(7).take(MAX_ROUTES) {
+            let mut w = Words::new(chunk);
+            let (key, requests, first, rest) = (w.long(), w.long() / 2, w.time(), w.word());
+            self.routes.insert(key, Methods { requests, first, known: rest as u16, overrides: rest >> 16 & 1 == 1 });
+        }
     }
 
     fn bytes(&self) -> usize {

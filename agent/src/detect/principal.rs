@@ -3,8 +3,12 @@
 
 use std::net::IpAddr;
 
+use rustc_hash::FxHashMap;
+
 use super::{
-    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry, name, sketch,
+    Clock, Context, Detector, Findings, MAX_PRINCIPALS, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
+    keep::{self, Packed, Words},
+    name, sketch,
 };
 use crate::exchange::{Peer, Side};
 
@@ -84,6 +88,12 @@ pub static SHARING: Rule = Rule {
     ],
 };
 
+/// The states of the principals in these slots, packed.
+fn principals<T: Packed + Default + Clone>(states: &[T], slots: &[usize]) -> serde_json::Value {
+    let none = T::default();
+    keep::list(slots.iter().map(|&at| states.get(at).unwrap_or(&none)))
+}
+
 #[derive(Default, Clone, Copy)]
 struct Volume {
     hour: u32,
@@ -129,6 +139,18 @@ impl Extraction {
             }
         }
         0.0
+    }
+}
+
+impl Packed for Volume {
+    const WORDS: usize = 4;
+    fn pack(&self, out: &mut Vec<u32>) {
+        out.push(self.hour);
+        keep::long(out, self.bytes);
+        out.push(self.usual.to_bits());
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        Self { hour: w.word(), bytes: w.long() / 2, usual: w.float() }
     }
 }
 
@@ -201,6 +223,27 @@ impl Detector for Extraction {
         Readiness::after(clock.now.saturating_sub(self.first) as f64, self.learn as f64)
     }
 
+    fn save_node(&self) -> Option<serde_json::Value> {
+        Some(serde_json::json!({ "hours": keep::list(&self.histogram), "first": self.first, "decayed": self.decayed }))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        let histogram = keep::unlist(learned.get("hours"), self.histogram.len());
+        if histogram.len() == self.histogram.len() {
+            self.histogram = histogram;
+            (self.first, self.decayed) = (keep::time(learned.get("first")), keep::time(learned.get("decayed")));
+            self.limit = self.floor.max(self.factor * self.quantile());
+        }
+    }
+
+    fn save_principals(&self, slots: &[usize]) -> Option<serde_json::Value> {
+        Some(principals(&self.volumes, slots))
+    }
+
+    fn load_principals(&mut self, learned: &serde_json::Value) {
+        self.volumes = keep::unlist(Some(learned), MAX_PRINCIPALS);
+    }
+
     fn bytes(&self) -> usize {
         self.volumes.capacity() * size_of::<Volume>() + 768
     }
@@ -210,6 +253,7 @@ impl Detector for Extraction {
 struct Only {
     day: u16,
     requests: u16,
+    /// Half of the endpoint's hash.
     endpoint: u32,
     others: bool,
     counted: bool,
@@ -232,6 +276,8 @@ pub struct SinglePurpose {
     learn: f64,
     principals: Vec<Only>,
     shares: Vec<Share>,
+    /// Numbers of endpoints by half of their hash.
+    index: FxHashMap<u32, usize>,
 }
 
 /// Requests after which a principal counts.
@@ -245,7 +291,39 @@ impl SinglePurpose {
             learn: settings.get("learn_days"),
             principals: Vec::new(),
             shares: Vec::new(),
+            index: FxHashMap::default(),
         }
+    }
+}
+
+impl Packed for Only {
+    const WORDS: usize = 3;
+    fn pack(&self, out: &mut Vec<u32>) {
+        let flags = u32::from(self.others) | u32::from(self.counted) << 1 | u32::from(self.only) << 2;
+        out.extend([u32::from(self.day) << 16 | u32::from(self.requests), self.endpoint, flags]);
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        let (times, endpoint, flags) = (w.word(), w.word(), w.word());
+        Self {
+            day: (times >> 16) as u16,
+            requests: times as u16,
+            endpoint,
+            others: flags & 1 != 0,
+            counted: flags & 2 != 0,
+            only: flags & 4 != 0,
+        }
+    }
+}
+
+impl Packed for Share {
+    const WORDS: usize = 4;
+    fn pack(&self, out: &mut Vec<u32>) {
+        out.extend([u32::from(self.day) << 16 | u32::from(self.days), self.only, self.all, self.usual.to_bits()]);
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        let days = w.word();
+        let (day, days) = ((days >> 16) as u16, (days as u16).min(u16::MAX / 2));
+        Self { day, only: w.count(), all: w.count(), usual: w.float(), days }
     }
 }
 
@@ -260,7 +338,7 @@ impl Detector for SinglePurpose {
         }
         let day = (c.now / 86_400) as u16;
         let p = entry(&mut self.principals, c.principal.index);
-        let at = u32::try_from(c.at).unwrap_or(0);
+        let at = (c.endpoint.hash >> 32) as u32;
         if c.principal.fresh || p.day != day {
             *p = Only { day, endpoint: at, ..Only::default() };
         }
@@ -270,7 +348,8 @@ impl Detector for SinglePurpose {
             // Who goes elsewhere later in the day was counted too early.
             if p.only && p.others {
                 p.only = false;
-                if let Some(s) = self.shares.get_mut(p.endpoint as usize).filter(|s| s.day == day) {
+                let there = self.index.get(&p.endpoint).and_then(|at| self.shares.get_mut(*at));
+                if let Some(s) = there.filter(|s| s.day == day) {
                     s.only = s.only.saturating_sub(1);
                 }
             }
@@ -282,12 +361,13 @@ impl Detector for SinglePurpose {
         p.counted = true;
         let only = !p.others && c.endpoint.has_object;
         p.only = only;
+        self.index.insert(at, c.at);
         let s = entry(&mut self.shares, c.at);
         if s.day != day {
             let share = s.only as f32 / s.all.max(1) as f32;
-            if s.all > 0 && !out.covers(&SINGLE, c.at) {
+            if s.all > 0 && !out.covers(&SINGLE, c.endpoint) {
                 s.usual = (s.usual * 0.97).max(share);
-                s.days += 1;
+                s.days = s.days.saturating_add(1);
             }
             (s.day, s.only, s.all) = (day, 0, 0);
         }
@@ -327,8 +407,28 @@ impl Detector for SinglePurpose {
         Readiness::after(self.shares.get(at).map_or(0.0, |s| f64::from(s.days)), self.learn)
     }
 
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        self.shares.get(at).filter(|s| s.all > 0 || s.days > 0).map(keep::one)
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        if let Some(share) = keep::unone(learned) {
+            *entry(&mut self.shares, at) = share;
+        }
+    }
+
+    fn save_principals(&self, slots: &[usize]) -> Option<serde_json::Value> {
+        Some(principals(&self.principals, slots))
+    }
+
+    fn load_principals(&mut self, learned: &serde_json::Value) {
+        self.principals = keep::unlist(Some(learned), MAX_PRINCIPALS);
+    }
+
     fn bytes(&self) -> usize {
-        self.principals.capacity() * size_of::<Only>() + self.shares.capacity() * size_of::<Share>()
+        self.index.capacity() * 13
+            + self.principals.capacity() * size_of::<Only>()
+            + self.shares.capacity() * size_of::<Share>()
     }
 }
 
@@ -357,6 +457,16 @@ impl NewNetwork {
     }
 }
 
+impl Packed for Zone {
+    const WORDS: usize = 3;
+    fn pack(&self, out: &mut Vec<u32>) {
+        out.extend([self.first, self.requests, u32::from(self.public)]);
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        Self { first: w.word(), requests: w.word(), public: w.word() != 0 }
+    }
+}
+
 impl Detector for NewNetwork {
     fn rule(&self) -> &'static Rule {
         &NETWORK
@@ -375,7 +485,7 @@ impl Detector for NewNetwork {
         if z.public || !super::is_public(&c.x.client) {
             return;
         }
-        let age = u64::from(minute - z.first) * 60;
+        let age = u64::from(minute.saturating_sub(z.first)) * 60;
         let known = z.requests > self.requests && age >= self.learn;
         z.public = true;
         if known && out.wants(&NETWORK, c.actor_anywhere()) {
@@ -406,6 +516,14 @@ impl Detector for NewNetwork {
         Readiness::after(clock.now.saturating_sub(first) as f64, self.learn as f64)
     }
 
+    fn save_principals(&self, slots: &[usize]) -> Option<serde_json::Value> {
+        Some(principals(&self.zones, slots))
+    }
+
+    fn load_principals(&mut self, learned: &serde_json::Value) {
+        self.zones = keep::unlist(Some(learned), MAX_PRINCIPALS);
+    }
+
     fn bytes(&self) -> usize {
         self.zones.capacity() * size_of::<Zone>()
     }
@@ -430,6 +548,18 @@ impl Sharing {
     /// With these settings.
     pub fn new(settings: &Settings<'_>) -> Self {
         Self { networks: settings.get("networks"), agents: settings.get("agents"), places: Vec::new() }
+    }
+}
+
+impl Packed for Places {
+    const WORDS: usize = 6;
+    fn pack(&self, out: &mut Vec<u32>) {
+        out.extend([self.hour, u32::from(self.usual)]);
+        keep::long(out, self.networks);
+        keep::long(out, self.agents);
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        Self { hour: w.word(), usual: w.word() as u16, networks: w.long(), agents: w.long() }
     }
 }
 
@@ -497,6 +627,14 @@ impl Detector for Sharing {
 
     fn readiness(&self, _: usize, _: &Clock<'_>) -> Readiness {
         Readiness::ARMED
+    }
+
+    fn save_principals(&self, slots: &[usize]) -> Option<serde_json::Value> {
+        Some(principals(&self.places, slots))
+    }
+
+    fn load_principals(&mut self, learned: &serde_json::Value) {
+        self.places = keep::unlist(Some(learned), MAX_PRINCIPALS);
     }
 
     fn bytes(&self) -> usize {

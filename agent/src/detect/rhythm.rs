@@ -3,7 +3,7 @@
 
 use super::{
     About, Clock, Context, Detector, Endpoint, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
-    name, sketch,
+    keep, name, sketch,
 };
 use crate::exchange::Side;
 
@@ -180,6 +180,21 @@ impl Detector for Drift {
         }
     }
 
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        let s = self.states.get(at).filter(|s| s.at > 0)?;
+        Some(serde_json::json!({ "windows": keep::list(&s.history), "at": s.at % WINDOWS, "row": s.row }))
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        let history: Vec<[f32; 3]> = keep::unlist(learned.get("windows"), WINDOWS);
+        let next = learned.get("at").and_then(serde_json::Value::as_u64).unwrap_or(0) as usize % WINDOWS;
+        let row = learned.get("row").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default();
+        if !history.is_empty() && history.iter().flatten().all(|v| v.is_finite()) {
+            // A full turn more: 0 would say that there is nothing yet.
+            *entry(&mut self.states, at) = Drifting { history, at: next + WINDOWS, row, ..Drifting::default() };
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.states.iter().map(|s| s.history.capacity() * 12 + size_of::<Drifting>()).sum()
     }
@@ -290,14 +305,15 @@ impl Detector for OffHours {
         self.weeks
             .get(at)
             .filter(|w| !w.usual.is_empty())
-            .map(|w| serde_json::json!({ "first": w.first, "usual": w.usual }))
+            .map(|w| serde_json::json!({ "first": w.first, "hour": w.hour, "n": w.n, "usual": keep::list(&w.usual) }))
     }
 
     fn load(&mut self, at: usize, learned: &serde_json::Value) {
-        let usual = learned.get("usual").and_then(|u| serde_json::from_value::<Vec<f32>>(u.clone()).ok());
-        let first = learned.get("first").and_then(serde_json::Value::as_u64);
-        if let (Some(usual), Some(first)) = (usual.filter(|u| u.len() == 168), first) {
-            *entry(&mut self.weeks, at) = Week { hour: 0, first, n: 0, usual };
+        let usual: Vec<f32> = keep::unlist(learned.get("usual"), 168);
+        let n = learned.get("n").and_then(serde_json::Value::as_u64).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+        if usual.len() == 168 {
+            let (first, hour) = (keep::time(learned.get("first")), keep::time(learned.get("hour")));
+            *entry(&mut self.weeks, at) = Week { hour, first, n: n.min(u32::MAX / 2), usual };
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Counting with little memory: distinct elements of a window, of an hour, and of a bucket. Small enough
 //! to be read; each names its source, its error and its size.
 
+use super::keep::Words;
+
 /// Cells of a dense [`Recent`]; standard error about 3 % up to 500 elements, 8 % at 2,000.
 const CELLS: usize = 512;
 /// Elements that a [`Recent`] keeps exactly before it becomes dense.
@@ -89,6 +91,38 @@ impl Recent {
                 for then in cells.iter_mut().filter(|then| age(now, **then) >= window) {
                     *then = 0;
                 }
+            }
+        }
+    }
+
+    /// As words: how many elements are kept one by one, or a number above that for the large form, and they.
+    pub fn pack(&self, out: &mut Vec<u32>) {
+        match self {
+            Self::Empty => out.push(0),
+            Self::Exact(list) => {
+                out.push(list.len() as u32);
+                out.extend(list.iter().map(|(print, then)| u32::from(*print) << 16 | u32::from(*then)));
+            }
+            Self::Dense(cells) => {
+                out.push(u32::MAX);
+                out.extend(cells.as_chunks::<2>().0.iter().map(|[a, b]| u32::from(*a) << 16 | u32::from(*b)));
+            }
+        }
+    }
+
+    /// From words; nothing when there are too few.
+    pub fn unpack(words: &mut Words<'_>) -> Option<Self> {
+        let halves = |w: &u32| ((w >> 16) as u16, *w as u16);
+        match words.word() as usize {
+            0 => Some(Self::Empty),
+            n if n <= EXACT => words.take(n).map(|list| Self::Exact(list.iter().map(halves).collect())),
+            _ => {
+                let list = words.take(CELLS / 2)?;
+                let mut cells = Box::new([0; CELLS]);
+                for (pair, (a, b)) in cells.as_chunks_mut::<2>().0.iter_mut().zip(list.iter().map(halves)) {
+                    *pair = [a, b];
+                }
+                Some(Self::Dense(cells))
             }
         }
     }

@@ -9,6 +9,9 @@
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
+use serde_json::Value;
+
+use super::keep::{self, Words};
 
 /// Visits after which an identity is no longer on probation.
 const PROVEN: u8 = 4;
@@ -94,6 +97,42 @@ impl Slots {
     /// Identities that have slots.
     #[must_use]
     pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Those that are worth keeping over a restart: who came back, or was given weight.
+    #[must_use]
+    pub fn proven(&self) -> Vec<usize> {
+        (0..self.ids.len()).filter(|&at| self.visits[at] >= PROVEN || self.last[at].1 > 1).collect()
+    }
+
+    /// These, packed.
+    #[must_use]
+    pub fn save(&self, kept: &[usize]) -> Value {
+        let mut out = Vec::with_capacity(kept.len() * 4);
+        for &at in kept {
+            keep::long(&mut out, self.ids[at]);
+            out.extend([self.last[at].0, u32::from(self.visits[at]) | u32::from(self.last[at].1) << 8]);
+        }
+        keep::text(&out)
+    }
+
+    /// Takes what [`Slots::save`] gave into the first slots of an empty table; says how many there are.
+    pub fn load(&mut self, saved: Option<&Value>) -> usize {
+        let words = keep::words(saved);
+        for chunk in words.chunks_exact(4).take(if self.ids.is_empty() { self.capacity } else { 0 }) {
+            let mut words = Words::new(chunk);
+            let (id, second, rest) = (words.long(), words.word(), words.word());
+            let at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
+            // A number twice would be two slots of which one is never found: nobody's then.
+            self.index.insert(id, at);
+            self.ids.push(id);
+            self.visits.push(rest as u8);
+            self.last.push((second, ((rest >> 8) as u8).max(1)));
+            if (rest as u8) < PROVEN {
+                self.probation.push_back(at);
+            }
+        }
         self.ids.len()
     }
 

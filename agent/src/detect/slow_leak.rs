@@ -3,7 +3,7 @@
 
 use super::{
     About, Clock, Context, Detector, Endpoint, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
-    name,
+    keep, name,
     sketch::{self, Distinct},
 };
 
@@ -174,7 +174,7 @@ impl SlowLeak {
                 );
             }
         }
-        let frozen = learned && (s.cusum[0] > SUSPICIOUS || out.covers(&RULE, at));
+        let frozen = learned && (s.cusum[0] > SUSPICIOUS || out.covers(&RULE, endpoint));
         let s = &mut self.states[at];
         if !frozen {
             learn_from(s, at_hour, x, usual);
@@ -288,29 +288,33 @@ impl Detector for SlowLeak {
 
     fn save(&self, at: usize) -> Option<serde_json::Value> {
         let s = self.states.get(at).filter(|s| s.on && !s.history.is_empty())?;
-        let history: Vec<_> = s.history.iter().map(|v| if v[0].is_nan() { None } else { Some(*v) }).collect();
-        Some(
-            serde_json::json!({ "history": history, "errors": s.errors, "known": s.known, "rate": s.requests_per_hour, "ratio": s.ratio, "sigma": s.sigma }),
-        )
+        Some(serde_json::json!({
+            "history": keep::list(&s.history), "errors": keep::list(&s.errors), "known": s.known,
+            "rate": s.requests_per_hour, "ratio": s.ratio, "sigma": s.sigma,
+            "cusum": s.cusum, "exposed": s.exposed, "since": s.since,
+        }))
     }
 
     fn load(&mut self, at: usize, learned: &serde_json::Value) {
         #[derive(serde::Deserialize)]
         struct Learned {
-            history: Vec<Option<[f32; 3]>>,
-            errors: Vec<[f32; 3]>,
             known: u32,
             rate: f64,
             ratio: f64,
             sigma: f64,
+            cusum: [f64; 3],
+            exposed: f64,
+            since: u64,
         }
+        let history = keep::unlist(learned.get("history"), HISTORY);
+        let errors = keep::unlist(learned.get("errors"), WEEK);
         let Ok(learned) = serde_json::from_value::<Learned>(learned.clone()) else { return };
-        if learned.history.len() != HISTORY || learned.errors.len() > WEEK {
+        if history.len() != HISTORY {
             return;
         }
         let state = entry(&mut self.states, at);
-        state.history = learned.history.into_iter().map(|v| v.unwrap_or([f32::NAN; 3])).collect();
-        (state.errors, state.known) = (learned.errors, learned.known);
+        (state.history, state.errors, state.known) = (history, errors, learned.known);
+        (state.cusum, state.exposed, state.since) = (learned.cusum, learned.exposed, learned.since);
         (state.requests_per_hour, state.ratio, state.sigma) = (learned.rate, learned.ratio, learned.sigma);
     }
 }

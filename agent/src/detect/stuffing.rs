@@ -1,6 +1,9 @@
 //! D3: credentials are tried out, from one source or against one endpoint.
 
-use super::{Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry};
+use super::{
+    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
+    keep::{self, Packed, Words},
+};
 use crate::exchange::Side;
 
 /// The rule.
@@ -45,6 +48,23 @@ struct Place {
     usual: f32,
     share: f32,
     windows: u32,
+}
+
+impl Packed for Place {
+    const WORDS: usize = 6;
+    fn pack(&self, out: &mut Vec<u32>) {
+        out.extend([self.window, self.refused, self.passed, self.usual.to_bits(), self.share.to_bits(), self.windows]);
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        Self {
+            window: w.word(),
+            refused: w.count(),
+            passed: w.count(),
+            usual: w.float(),
+            share: w.float(),
+            windows: w.count(),
+        }
+    }
 }
 
 /// The detector.
@@ -173,6 +193,16 @@ impl Detector for Stuffing {
         match (clock.endpoints.get(at), self.places.get(at)) {
             (Some(e), Some(p)) if e.login => Readiness::after(f64::from(p.windows), 288.0),
             _ => Readiness::ARMED,
+        }
+    }
+
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        self.places.get(at).filter(|p| p.window != 0).map(keep::one)
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        if let Some(place) = keep::unone(learned) {
+            *entry(&mut self.places, at) = place;
         }
     }
 

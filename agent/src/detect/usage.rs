@@ -4,7 +4,9 @@
 use rustc_hash::FxHashMap;
 
 use super::{
-    Clock, Context, Detector, Findings, Readiness, Rule, Setting, Settings, Severity, Sighting, entry, sketch,
+    Clock, Context, Detector, Findings, MAX_PRINCIPALS, Readiness, Rule, Setting, Settings, Severity, Sighting, entry,
+    keep::{self, Packed, Words},
+    sketch,
 };
 use crate::exchange::Side;
 
@@ -94,6 +96,18 @@ impl Sequence {
             square: 5.0,
             days: 0.0,
         }
+    }
+}
+
+impl Packed for Walker {
+    const WORDS: usize = 4;
+    fn pack(&self, out: &mut Vec<u32>) {
+        let today = u32::from(self.day) << 16 | u32::from(self.steps);
+        out.extend([self.last, self.minute, today, self.surprise.to_bits()]);
+    }
+    fn unpack(w: &mut Words<'_>) -> Self {
+        let (last, minute, today) = (w.word(), w.word(), w.word());
+        Self { last, minute, day: (today >> 16) as u16, steps: today as u16, surprise: w.float() }
     }
 }
 
@@ -201,6 +215,38 @@ impl Detector for Sequence {
         Readiness::after(age.min(self.days / LEAST), 1.0)
     }
 
+    fn save_node(&self) -> Option<serde_json::Value> {
+        let mut pairs = Vec::new();
+        for (key, n) in &self.pairs {
+            keep::long(&mut pairs, *key);
+            pairs.push(*n);
+        }
+        let pairs = keep::text(&pairs);
+        Some(serde_json::json!({
+            "pairs": pairs, "decayed": self.decayed, "mean": self.mean, "square": self.square, "days": self.days,
+        }))
+    }
+
+    fn load_node(&mut self, learned: &serde_json::Value) {
+        let number = |key: &str| learned.get(key).and_then(serde_json::Value::as_f64);
+        let (Some(mean), Some(square), Some(days)) = (number("mean"), number("square"), number("days")) else { return };
+        (self.mean, self.square, self.days) = (mean, square, days);
+        self.decayed = keep::time(learned.get("decayed"));
+        for pair in keep::words(learned.get("pairs")).chunks_exact(3).take(MAX_PAIRS) {
+            let mut w = Words::new(pair);
+            self.pairs.insert(w.long(), w.word());
+        }
+    }
+
+    fn save_principals(&self, slots: &[usize]) -> Option<serde_json::Value> {
+        let none = Walker::default();
+        Some(keep::list(slots.iter().map(|&at| self.walkers.get(at).unwrap_or(&none))))
+    }
+
+    fn load_principals(&mut self, learned: &serde_json::Value) {
+        self.walkers = keep::unlist(Some(learned), MAX_PRINCIPALS);
+    }
+
     fn bytes(&self) -> usize {
         self.pairs.capacity() * 13 + self.walkers.capacity() * size_of::<Walker>()
     }
@@ -290,6 +336,16 @@ impl Detector for Pollution {
         };
         let age = clock.now.saturating_sub(e.first_seen) as f64 / (3.0 * 86_400.0);
         Readiness::after(age.min(e.requests as f64 / self.requests.max(1) as f64), 1.0)
+    }
+
+    fn save(&self, at: usize) -> Option<serde_json::Value> {
+        self.names.get(at).filter(|n| n.known != 0).map(|n| serde_json::json!([n.known, n.more, n.odd]))
+    }
+
+    fn load(&mut self, at: usize, learned: &serde_json::Value) {
+        if let Ok([known, more, odd]) = serde_json::from_value::<[u64; 3]>(learned.clone()) {
+            *entry(&mut self.names, at) = Names { known, more, odd: odd.min(1 << 31) as u32 };
+        }
     }
 
     fn bytes(&self) -> usize {

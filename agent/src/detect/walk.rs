@@ -240,7 +240,9 @@ impl Detector for Walk {
         let number = |key: &str| learned.get(key).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
         let state = entry(&mut self.states, at);
         state.numeric = true;
-        (state.first, state.frontier) = (number("first") as u64, number("frontier") as u64);
+        (state.first, state.frontier) =
+            ((number("first") as u64).min(1 << 47), (number("frontier") as u64).min(1 << 60));
+        state.next_frontier = state.frontier;
         (state.usual, state.rate, state.windows) =
             (number("usual") as f32, number("rate") as f32, number("windows") as u32);
     }

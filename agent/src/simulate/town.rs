@@ -163,6 +163,19 @@ impl Town {
         self.engine.observe(&x, at, &route, &params);
     }
 
+    /// The agent ends, keeps what it learned as text, and comes back.
+    ///
+    /// # Errors
+    /// It does not understand what it wrote.
+    pub fn restart(&mut self, config: &config::Detect) -> anyhow::Result<()> {
+        let text = self.engine.save().to_string();
+        let events: Vec<_> = self.engine.findings().drain().collect();
+        self.engine = Engine::new(config)?;
+        self.engine.load(serde_json::from_str(&text)?)?;
+        self.engine.findings().put_back(events);
+        Ok(())
+    }
+
     /// Everybody goes about their business until then. Time goes on.
     pub fn run(&mut self, until: f64) {
         loop {
