@@ -364,7 +364,7 @@ fn close(ctx: &ProbeContext) {
 /// The goroutine that runs, its stack pointer as a distance from the stack's upper end, and that end.
 #[inline(always)]
 fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64, u64)> {
-    let g = tls::register(ctx, if setting!(arch) == 0 { 1 } else { 28 });
+    let g = tls::register::<1, 28>(ctx);
     let mut end = 0u64;
     // SAFETY: the helper checks the address. `g` begins with its stack's bounds.
     if unsafe { bpf_probe_read_user((&raw mut end).cast(), 8, g.wrapping_add(8) as *const _) } != 0 {
@@ -390,12 +390,14 @@ fn is_end(error: u64) -> bool {
     }
 }
 
-/// Argument or result `i` of a function (Go's ABIInternal).
+/// Argument or result `i` of a function (Go's ABIInternal: ax, bx, cx).
 #[inline(always)]
 fn argument(ctx: &ProbeContext, i: usize) -> u64 {
-    // ax, bx, cx.
-    const X86_64: [usize; 3] = [10, 5, 11];
-    if setting!(arch) == 0 { tls::register(ctx, X86_64[i]) } else { tls::register(ctx, i) }
+    match i {
+        0 => tls::register::<10, 0>(ctx),
+        1 => tls::register::<5, 1>(ctx),
+        _ => tls::register::<11, 2>(ctx),
+    }
 }
 
 /// Bytes from the stack pointer to where it was at the function's entry.

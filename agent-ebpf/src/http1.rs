@@ -312,6 +312,10 @@ pub fn next_buffer(work: &mut Work) -> bool {
         work.readable = 0;
         return true;
     }
+    if work.tls != 0 {
+        // Of a library: see `Op::WRITEV_ANY`.
+        work.length &= u64::from(u32::MAX);
+    }
     work.vector += 16;
     work.vectors -= 1;
     true

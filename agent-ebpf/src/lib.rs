@@ -155,6 +155,8 @@ impl Op {
     pub const GO_WRITTEN: u64 = 21;
     /// Within `GO_READ`, where a record was read, or not; the same.
     pub const GO_RECORD: u64 = 22;
+    /// As `WRITE_ANY`, with an array of buffers and their number (`PRIOVec`: a pointer and 32 bits of length).
+    pub const WRITEV_ANY: u64 = 23;
 }
 
 /// Places for connections that the agent leaves out; a power of two.

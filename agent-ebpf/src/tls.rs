@@ -15,7 +15,10 @@
 //!
 //! What has to do with a socket is freed with it, so that only sessions without one can be left behind.
 
-use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or};
+use core::{
+    arch::asm,
+    intrinsics::{AtomicOrdering, atomic_and, atomic_or},
+};
 
 use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Tier, WITHOUT_SOCKET};
 use aya_ebpf::{
@@ -65,6 +68,8 @@ pub struct Plain {
     /// A write is under way that counts when it returns.
     writing: u8,
     pad: [u8; 4],
+    /// The session that it is bound to, where that uses its socket itself.
+    owner: Session,
 }
 
 /// Identity of a handshake at one end.
@@ -80,7 +85,7 @@ pub struct HelloKey {
 
 /// A session: process and address of the library's object.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Session {
     pub tgid: u64,
     pub address: u64,
@@ -561,7 +566,7 @@ fn enter(ctx: &ProbeContext) {
     call.session = argument(ctx, 0);
     call.buffer = argument(ctx, 1);
     call.size = argument(ctx, 2);
-    call.moved = argument(ctx, if op == Op::WRITE_INNER_FLAGS { 4 } else { 3 });
+    call.moved = if op == Op::WRITE_INNER_FLAGS { argument(ctx, 4) } else { argument(ctx, 3) };
     call.plain = 0;
     call.first = [0; 2];
     call.last = [0; 2];
@@ -649,8 +654,15 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
     // SAFETY: no preconditions.
     let mut now = unsafe { bpf_ktime_get_ns() };
-    let id = resolve(call, op, direction, pid, now);
-    let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
+    let mut id = call.plain;
+    let owner = Session { tgid: pid, address: call.session };
+    // What nearly every call is needs no look for the session.
+    // SAFETY: map memory.
+    let found = PLAIN.get_ptr_mut(&id).filter(|plain| unsafe { (**plain).owner } == owner).or_else(|| {
+        id = resolve(call, op, direction, pid, now);
+        PLAIN.get_ptr_mut(&id)
+    });
+    let Some(plain) = found else { return };
     // SAFETY: map memory of this connection; see `socket::transfer` on writers.
     let plain = unsafe { &mut *plain };
     if plain.connection.state & (QUIET | CLOSED) != 0 {
@@ -696,6 +708,11 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     if op == Op::SENDFILE {
         work.length = 0;
         work.readable = 0;
+    }
+    if op == Op::WRITEV_ANY {
+        work.length = 0;
+        work.vector = call.buffer;
+        work.vectors = call.size & u64::from(u32::MAX);
     }
     http1::feed(work, &mut plain.connection, direction);
     plain.connection.directions[i].last_ts = now;
@@ -757,7 +774,7 @@ fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> u64 
     if tier != 0 {
         return old;
     }
-    if op == Op::READ_ANY || op == Op::WRITE_ANY {
+    if op == Op::READ_ANY || op == Op::WRITE_ANY || op == Op::WRITEV_ANY {
         return 0;
     }
     // SAFETY: no preconditions.
@@ -783,6 +800,9 @@ pub fn bind(session: &Session, id: u64, old: u64, tier: u8) {
     // SAFETY: map memory of this connection.
     let plain = unsafe { &mut *plain };
     plain.tier = tier;
+    if tier == Tier::NESTED {
+        plain.owner = *session;
+    }
     if old == 0 {
         return;
     }
@@ -869,31 +889,45 @@ fn release(run: u64) {
     }
 }
 
-/// Word `i` of the registers, which are a `struct pt_regs`.
+/// A word of the registers, which are a `struct pt_regs`: `X86` or `ARM`, in words.
 #[inline(always)]
-pub fn register(ctx: &ProbeContext, i: usize) -> u64 {
-    // By a helper: which of two words it is, is known at load only, and the verifier wants a constant.
-    kernel::read(ctx.regs as u64 + 8 * i as u64)
+pub fn register<const X86: usize, const ARM: usize>(ctx: &ProbeContext) -> u64 {
+    let value: u64;
+    // One instruction each: the verifier wants a constant for the offset, and the compiler would make one load of the
+    // two, with either. A helper that reads it costs more than the rest of most programs here.
+    // SAFETY: the program's own context; the branch of another architecture is not taken.
+    unsafe {
+        if setting!(arch) == 0 {
+            asm!("{} = *(u64 *)({} + {})", out(reg) value, in(reg) ctx.regs, const 8 * X86, options(pure, readonly, nostack));
+        } else {
+            asm!("{} = *(u64 *)({} + {})", out(reg) value, in(reg) ctx.regs, const 8 * ARM, options(pure, readonly, nostack));
+        }
+    }
+    value
 }
 
-/// Argument `i` of a function (System V ABI, AAPCS64).
+/// Argument `i` of a function (System V ABI: di, si, dx, cx, r8; AAPCS64).
 #[inline(always)]
 fn argument(ctx: &ProbeContext, i: usize) -> u64 {
-    // di, si, dx, cx, r8.
-    const X86_64: [usize; 5] = [14, 13, 12, 11, 9];
-    if setting!(arch) == 0 { register(ctx, X86_64[i]) } else { register(ctx, i) }
+    match i {
+        0 => register::<14, 0>(ctx),
+        1 => register::<13, 1>(ctx),
+        2 => register::<12, 2>(ctx),
+        3 => register::<11, 3>(ctx),
+        _ => register::<9, 4>(ctx),
+    }
 }
 
 /// What a function returned: ax, or x0.
 #[inline(always)]
 fn returned(ctx: &ProbeContext) -> u64 {
-    if setting!(arch) == 0 { register(ctx, 10) } else { register(ctx, 0) }
+    register::<10, 0>(ctx)
 }
 
 /// Stack pointer.
 #[inline(always)]
 pub fn stack(ctx: &ProbeContext) -> u64 {
-    if setting!(arch) == 0 { register(ctx, 19) } else { register(ctx, 31) }
+    register::<19, 31>(ctx)
 }
 
 const _: () = assert!(size_of::<HelloKey>() == 24 && size_of::<Session>() == 16 && CLIENT_BODY < SENT);

@@ -15,7 +15,7 @@ use crate::{
     probe::{
         btf::Btf,
         door as probe,
-        load::{self, Wanted},
+        load::{self, TlsOffer, Wanted},
     },
     table,
 };
@@ -74,6 +74,8 @@ pub struct Facts {
     pub types: Result<(), String>,
     /// Each door in order: it works or is there, or why not.
     pub doors: Vec<(probe::Door, Result<(), String>)>,
+    /// Which TLS the chosen door's kernel side reads; `None` where no door works.
+    pub tls: Option<TlsOffer>,
     /// Members that the programs need and the types lack.
     pub offsets: Result<(), String>,
     /// Content of `/sys/kernel/security/lockdown`.
@@ -117,11 +119,13 @@ fn facts() -> Facts {
     let (socket, door) = (config.agent.socket, config.capture.door);
     let wanted = Wanted { server: true, client: true, ring_bytes: 1 << 20, door };
     let types = btf.as_ref().map_err(|e| format!("{e:#}"));
+    let (doors, tls) = doors(&types, wanted);
     Facts {
         kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
         capabilities: capabilities.unwrap_or(0),
         offsets: types.clone().and_then(|b| load::settings(b, wanted).map(|_| ()).map_err(|e| format!("{e:#}"))),
-        doors: doors(&types, wanted),
+        doors,
+        tls,
         types: types.map(|_| ()),
         door,
         lockdown: read("/sys/kernel/security/lockdown"),
@@ -133,20 +137,25 @@ fn facts() -> Facts {
 
 /// Each door: tried by loading its programs, until the first of the wanted ones that works; the kernel's
 /// verifier may need a second for one. Of those behind it only what they need is looked for.
-fn doors(types: &Result<&Btf, String>, wanted: Wanted) -> Vec<(probe::Door, Result<(), String>)> {
-    let mut found = false;
+fn doors(
+    types: &Result<&Btf, String>,
+    wanted: Wanted,
+) -> (Vec<(probe::Door, Result<(), String>)>, Option<TlsOffer>) {
+    let mut tls = None;
     let named = probe::Door::wanted(wanted.door);
-    probe::Door::ALL
+    let doors = probe::Door::ALL
         .map(|door| {
             let result = match types {
                 Err(e) => Err(e.clone()),
-                Ok(types) if found || !named.contains(&door) => door.offered(types).map(|_| ()),
-                Ok(types) => load::Kernel::try_door(door, types, wanted).map_err(|e| format!("{e:#}")),
+                Ok(types) if tls.is_some() || !named.contains(&door) => door.offered(types).map(|_| ()),
+                Ok(types) => load::Kernel::try_door(door, types, wanted)
+                    .map(|offer| tls = Some(offer))
+                    .map_err(|e| format!("{e:#}")),
             };
-            found |= named.contains(&door) && result.is_ok();
             (door, result)
         })
-        .into()
+        .into();
+    (doors, tls)
 }
 
 /// The configured collector, and whether something listens there.
@@ -227,6 +236,15 @@ impl Report {
                 if on { "on".into() } else { "off: programs are interpreted".into() },
                 (!on).then_some("sysctl net.core.bpf_jit_enable=1"),
             );
+        }
+        if let Some(TlsOffer { libraries, go }) = &facts.tls {
+            const REMEDY: &str = "its connections are counted as unread; plaintext is captured all the same";
+            for (name, offer) in [("TLS of libraries", libraries), ("TLS of Go programs", go)] {
+                match offer {
+                    Ok(()) => check(name, true, "read".into(), None),
+                    Err(lack) => check(name, false, lack.lines().next().unwrap_or_default().into(), Some(REMEDY)),
+                }
+            }
         }
         if let Some(agent) = &facts.agent {
             check("running agent", true, agent.clone(), None);
@@ -315,6 +333,7 @@ mod tests {
             capabilities: u64::MAX,
             types: Ok(()),
             doors: probe::Door::ALL.map(|door| (door, Ok(()))).into(),
+            tls: Some(TlsOffer { libraries: Ok(()), go: Ok(()) }),
             offsets: Ok(()),
             lockdown: None,
             jit: None,

@@ -7,7 +7,7 @@
 
 use std::{fs::File, io};
 
-use super::uprobe::{self, Place, Program};
+use super::uprobe::{self, Place, Program, offset_of, target};
 
 /// Versions that may: from the first to before the second.
 const SUSPECTS: [(u32, u32); 2] = [(6, 11), (6, 14)];
@@ -39,26 +39,6 @@ fn try_out(program: &Program) -> io::Result<bool> {
     let ended = is_ended_in_confinement(target);
     drop(link);
     ended
-}
-
-/// A function to return from.
-#[inline(never)]
-extern "C" fn target() {
-    std::hint::black_box(());
-}
-
-/// Where an address of this process is in its file.
-fn offset_of(address: u64) -> Option<u64> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    maps.lines().find_map(|line| {
-        // address perms offset dev inode path
-        let mut fields = line.split(' ');
-        let (start, end) = fields.next()?.split_once('-')?;
-        let offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
-        let number = |text| u64::from_str_radix(text, 16).ok();
-        let (start, end) = (number(start)?, number(end)?);
-        (start..end).contains(&address).then(|| address - start + offset)
-    })
 }
 
 /// Calls `f` in a child whose filter ends it at system calls that are not known; true when it was.

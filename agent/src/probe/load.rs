@@ -73,6 +73,18 @@ pub struct Kernel {
     tls: Option<Tls>,
 }
 
+/// Which TLS this kernel lets the agent read, or why not.
+#[derive(Debug, Clone)]
+pub struct TlsOffer {
+    /// That of libraries with C's interface.
+    pub libraries: Result<(), String>,
+    /// That of Go programs.
+    pub go: Result<(), String>,
+}
+
+/// The programs of the C libraries and of Go: either may be refused without the other.
+type TlsPrograms = (anyhow::Result<[uprobe::Program; 3]>, anyhow::Result<[uprobe::Program; 3]>);
+
 /// A program in the kernel.
 struct Loaded {
     name: &'static str,
@@ -171,9 +183,12 @@ impl Kernel {
     ///
     /// # Errors
     /// Names what the kernel or the privileges lack.
-    pub fn try_door(door: Door, types: &Btf, wanted: Wanted) -> anyhow::Result<()> {
+    pub fn try_door(door: Door, types: &Btf, wanted: Wanted) -> anyhow::Result<TlsOffer> {
         let attachments = door.offered(types).map_err(anyhow::Error::msg)?;
-        Self::load(door, &attachments, settings(types, wanted)?, wanted.ring_bytes).map(|_| ())
+        let (ebpf, _) = Self::load(door, &attachments, settings(types, wanted)?, wanted.ring_bytes)?;
+        let (libraries, go) = tls_programs(&map_fds(&ebpf));
+        let why = |e: anyhow::Error| format!("{e:#}");
+        Ok(TlsOffer { libraries: libraries.map(|_| ()).map_err(why), go: go.map(|_| ()).map_err(why) })
     }
 
     fn enter(
@@ -212,12 +227,11 @@ impl Kernel {
                 .with_context(|| format!("failed to attach {program} to {hook}"))?;
         }
         // Without these the agent still sees what is in plaintext.
-        let programs = match uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], &fds) {
+        let (libraries, go) = tls_programs(&fds);
+        let programs = match libraries {
             Ok([enter, read, write]) => {
-                let go = uprobe::load(OBJECT, ["go_enter", "go_read", "go_write"], &fds)
-                    .map_err(|e| log::warn!("TLS of Go programs is not read: {e:#}"))
-                    .ok();
-                Some(Programs { enter, read, write, go, layouts })
+                let go = go.map_err(|e| log::warn!("TLS of Go programs is not read: {e:#}")).ok();
+                Some(Programs { enter, read, write, go, layouts: Some(layouts) })
             }
             Err(e) => {
                 log::warn!("TLS is not read: {e:#}");
@@ -395,6 +409,17 @@ fn attach(ebpf: &mut Ebpf, program: &str, hook: Hook) -> anyhow::Result<()> {
 fn orphans(ebpf: &Ebpf) -> Option<Orphans> {
     let Map::HashMap(data) = ebpf.map("PLAIN")? else { return None };
     Some(Orphans::new(data.fd().as_fd().try_clone_to_owned().ok()?))
+}
+
+/// Loads the TLS programs, where they can be attached at all: said once, not for each library that is found.
+fn tls_programs(maps: &std::collections::HashMap<String, RawFd>) -> TlsPrograms {
+    if let Err(lack) = uprobe::is_offered() {
+        return (Err(anyhow::anyhow!(lack.clone())), Err(anyhow::anyhow!(lack)));
+    }
+    (
+        uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], maps),
+        uprobe::load(OBJECT, ["go_enter", "go_read", "go_write"], maps),
+    )
 }
 
 /// Descriptors of the maps, for programs that are loaded without aya.

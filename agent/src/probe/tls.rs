@@ -44,7 +44,7 @@ const DETACHERS: usize = 32;
 const CENSUS: Duration = Duration::from_secs(5);
 
 /// Functions to probe: symbol and what it is. See [`functions`] for the first four.
-const FUNCTIONS: [(&str, u64); 15] = [
+const FUNCTIONS: [(&str, u64); 16] = [
     ("SSL_read", Op::READ),
     ("SSL_read_ex", Op::READ_EX),
     ("SSL_write", Op::WRITE),
@@ -59,6 +59,7 @@ const FUNCTIONS: [(&str, u64); 15] = [
     ("PR_Recv", Op::READ_ANY),
     ("PR_Write", Op::WRITE_ANY),
     ("PR_Send", Op::WRITE_ANY),
+    ("PR_Writev", Op::WRITEV_ANY),
     ("PR_Close", Op::FREE),
 ];
 /// Tells where a session keeps its client random.
@@ -84,7 +85,38 @@ pub struct Programs {
     /// Of Go: at entries and the ends of handshakes, at the returns of reads, at writes.
     pub go: Option<[Program; 3]>,
     /// Layouts of sessions, by number.
-    pub layouts: Array<MapData, Layout>,
+    pub layouts: Option<Array<MapData, Layout>>,
+}
+
+/// Probes that do nothing, while this lives.
+#[derive(Debug)]
+pub struct Empty {
+    _links: Vec<Link>,
+}
+
+/// Probes `files` where the agent would, with programs that do nothing: what so many probes cost by themselves, to hold
+/// the agent's own against.
+///
+/// # Errors
+/// One cannot be read, has no TLS inside, or the kernel refuses.
+pub fn attach_empty(files: &[PathBuf]) -> anyhow::Result<Empty> {
+    let empty = uprobe::empty;
+    let programs = Programs {
+        enter: empty()?,
+        read: empty()?,
+        write: empty()?,
+        go: Some([empty()?, empty()?, empty()?]),
+        layouts: None,
+    };
+    let mut finder = Finder::new(Some(programs), Reason::NoProbes, Arc::default());
+    let mut links = Vec::new();
+    for path in files {
+        let file = File::open(path)?;
+        let looked = finder.probe(&file, path)?;
+        anyhow::ensure!(!looked.links.is_empty(), "{} is not probed: {:?}", path.display(), looked.found);
+        links.extend(looked.links);
+    }
+    Ok(Empty { _links: links })
 }
 
 /// The probes and who finds them. Detached when it is dropped.
@@ -428,12 +460,12 @@ impl Finder {
 
     /// Number of a layout; 0 stands for an unknown one.
     fn layout(&mut self, layout: Layout) -> u64 {
-        let Some(programs) = &mut self.programs else { return 0 };
+        let Some(layouts) = self.programs.as_mut().and_then(|p| p.layouts.as_mut()) else { return 0 };
         if self.next_layout as usize + 1 >= LAYOUTS {
             return 0;
         }
         self.next_layout += 1;
-        match programs.layouts.set(self.next_layout, layout, 0) {
+        match layouts.set(self.next_layout, layout, 0) {
             Ok(()) => u64::from(self.next_layout),
             Err(e) => {
                 log::warn!("sessions on memory will not find their sockets: {e}");
@@ -584,7 +616,7 @@ mod tests {
     fn reads_and_writes_return_to_their_own_programs() {
         let functions: Vec<(u64, u64)> = FUNCTIONS.iter().enumerate().map(|(i, (_, op))| (i as u64, *op)).collect();
         let [entries, reads, writes] = places(&functions, 3);
-        assert_eq!((entries.len(), reads.len(), writes.len()), (15, 5, 7));
+        assert_eq!((entries.len(), reads.len(), writes.len()), (16, 5, 8));
         assert_eq!(reads[0], Place { offset: 0, cookie: Op::READ | 3 << 8 });
     }
 

@@ -48,6 +48,67 @@ pub struct Link {
     _fd: OwnedFd,
 }
 
+/// Loads a program that does nothing: what a probe costs by itself.
+///
+/// # Errors
+/// The kernel's.
+pub fn empty() -> io::Result<Program> {
+    // r0 = 0; exit.
+    const INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
+    let mut attributes = LoadAttributes {
+        kind: PROG_TYPE,
+        instructions_len: 2,
+        instructions: INSTRUCTIONS.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        attach_type: UPROBE_MULTI,
+        ..LoadAttributes::default()
+    };
+    call(PROG_LOAD, &mut attributes).map(|fd| Program { fd })
+}
+
+/// Does this kernel have such probes, and may this process attach them? Tried out, on a function of the agent's own.
+///
+/// # Errors
+/// What stands in the way, and where it does not.
+pub fn is_offered() -> Result<(), String> {
+    let own = || {
+        let file = File::open("/proc/self/exe")?;
+        let offset = offset_of(target as extern "C" fn() as usize as u64)
+            .ok_or_else(|| io::Error::other("the agent does not find its own code"))?;
+        io::Result::Ok((file, Place { offset, cookie: 0 }))
+    };
+    let (file, place) = own().map_err(|e| e.to_string())?;
+    let program = empty().map_err(|e| format!("the kernel refused an empty program: {e}"))?;
+    match attach(&program, &file, &[place], false) {
+        Ok(_) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            Err("this kernel has no uprobe_multi links (Linux 6.6 and later have them)".into())
+        }
+        Err(e) => Err(format!("the kernel refused a probe: {e}")),
+    }
+}
+
+/// A function to probe.
+#[inline(never)]
+pub extern "C" fn target() {
+    std::hint::black_box(());
+}
+
+/// Where an address of this process is in its file.
+#[must_use]
+pub fn offset_of(address: u64) -> Option<u64> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        // address perms offset dev inode path
+        let mut fields = line.split(' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        let offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        let (start, end) = (number(start)?, number(end)?);
+        (start..end).contains(&address).then(|| address - start + offset)
+    })
+}
+
 /// Loads `names` from `object`; `maps` are the descriptors of the maps that aya made of the same object.
 ///
 /// # Errors
