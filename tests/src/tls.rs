@@ -39,7 +39,7 @@ impl Server {
         certificate(&folder);
         let port = free_port();
         let mut child = Command::new(program(interpreter))
-            .args([if interpreter == "node" { "-e" } else { "-c" }, code, &port.to_string()])
+            .args([if interpreter == "python3" { "-c" } else { "-e" }, code, &port.to_string()])
             .current_dir(&folder)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -56,15 +56,16 @@ impl Server {
     /// It does not start.
     #[must_use]
     pub fn s_server() -> Self {
-        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-s_server", std::process::id()));
+        let port = free_port();
+        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-s_server-{port}", std::process::id()));
         std::fs::create_dir_all(folder.join("curl")).expect("a folder");
         certificate(&folder);
         for i in 0..20 {
             std::fs::write(folder.join(format!("curl/{i}")), "hello").expect("a file");
         }
-        let port = free_port();
         let child = Command::new(program("openssl"))
             .args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem", "-WWW", "-accept", &port.to_string()])
+            .arg("-client_renegotiation")
             .current_dir(&folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -141,7 +141,7 @@ const fn from(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-const TEST: [Package; 17] = [
+const TEST: [Package; 20] = [
     from("ip", "iproute2"),
     from("setpriv", "util-linux"),
     from("promtool", "prometheus"),
@@ -159,6 +159,9 @@ const TEST: [Package; 17] = [
     from("gcc", "gcc"),
     from("chromium", "chromium"),
     from("go", "golang-go"),
+    from("selfserv", "libnss3-tools"),
+    from("ruby", "ruby"),
+    from("java", "default-jdk-headless"),
 ];
 
 /// The one for arm64 is asked for where it is used.
