@@ -63,6 +63,9 @@ pub struct Door {
     pub why: String,
 }
 
+/// Each door in order: it works or is there, or why not.
+pub type Tried = Vec<(probe::Door, Result<(), String>)>;
+
 /// What the judgement rests on.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -72,8 +75,8 @@ pub struct Facts {
     pub capabilities: u64,
     /// The kernel's types can be read, or why not.
     pub types: Result<(), String>,
-    /// Each door in order: it works or is there, or why not.
-    pub doors: Vec<(probe::Door, Result<(), String>)>,
+    /// The doors.
+    pub doors: Tried,
     /// Which TLS the chosen door's kernel side reads; `None` where no door works.
     pub tls: Option<TlsOffer>,
     /// Members that the programs need and the types lack.
@@ -137,10 +140,7 @@ fn facts() -> Facts {
 
 /// Each door: tried by loading its programs, until the first of the wanted ones that works; the kernel's
 /// verifier may need a second for one. Of those behind it only what they need is looked for.
-fn doors(
-    types: &Result<&Btf, String>,
-    wanted: Wanted,
-) -> (Vec<(probe::Door, Result<(), String>)>, Option<TlsOffer>) {
+fn doors(types: &Result<&Btf, String>, wanted: Wanted) -> (Tried, Option<TlsOffer>) {
     let mut tls = None;
     let named = probe::Door::wanted(wanted.door);
     let doors = probe::Door::ALL

@@ -186,8 +186,7 @@ fn command_between(agent: &Agent, version: &str, command: &str) {
         }
         assert!(client.wait().expect("ours").success(), "s_client gets its answer");
     }
-    let wanted: Vec<Want> =
-        (0..5).map(|i| Want { end: None, ..Want::any("GET", format!("/curl/{i}"), 200) }).collect();
+    let wanted: Vec<Want> = (0..5).map(|i| Want { end: None, ..Want::any("GET", format!("/curl/{i}"), 200) }).collect();
     hold(agent, server.port, &wanted, [Some(Attribution::Nested); 2]);
 }
 

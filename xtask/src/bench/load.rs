@@ -77,13 +77,8 @@ impl Nginx {
             let text = step::output(load.arg(format!("http://127.0.0.1:{}/", self.http2)))?;
             return Speed::parse_h2load(&text).with_context(|| format!("h2load said:\n{text}"));
         }
-        let mut wrk = Command::new(place::program("wrk").context("no wrk")?);
-        wrk.args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency"]);
-        if traffic == Traffic::NewConnection {
-            wrk.args(["-H", "Connection: close"]);
-        }
-        let text = step::output(wrk.arg(format!("http://127.0.0.1:{}/", self.port)))?;
-        Speed::parse(&text).with_context(|| format!("wrk said:\n{text}"))
+        let more: &[&str] = if traffic == Traffic::NewConnection { &["-H", "Connection: close"] } else { &[] };
+        wrk(&format!("http://127.0.0.1:{}/", self.port), seconds, more)
     }
 
     /// Opens `count` connections, one request on each, and keeps them.
@@ -111,6 +106,17 @@ impl Nginx {
         }
         Ok(held)
     }
+}
+
+/// wrk at full speed for `seconds`.
+///
+/// # Errors
+/// It fails or meets errors.
+pub fn wrk(url: &str, seconds: u64, more: &[&str]) -> Result<Speed> {
+    let mut wrk = Command::new(place::program("wrk").context("no wrk")?);
+    wrk.args(["-t1", "-c", CONNECTIONS, "-d", &format!("{seconds}s"), "--latency"]).args(more);
+    let text = step::output(wrk.arg(url))?;
+    Speed::parse(&text).with_context(|| format!("wrk said:\n{text}"))
 }
 
 /// How requests use connections.

@@ -2,12 +2,13 @@
 //!
 //! (a) ns per eBPF program run, and runs per request; (b) throughput and latency with the agent against
 //! without, in alternating rounds; (c) the agent's own CPU per exchange, and its memory; (d) the pipeline
-//! without a kernel. Rounds alternate because a machine's speed drifts by more than the agent costs; so
+//! without a kernel; (e) TLS, against as many empty probes. Rounds alternate because a machine's speed drifts by more than the agent costs; so
 //! only ratios of neighbours are worth reading.
 
 mod agent;
 mod load;
 mod pipeline;
+mod tls;
 
 use std::{
     fs,
@@ -42,6 +43,9 @@ pub struct Options {
     /// Short rounds: to see that it works, not to compare.
     #[arg(long)]
     quick: bool,
+    /// TLS alone.
+    #[arg(long)]
+    tls: bool,
     /// Also write the results here.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -86,22 +90,25 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         Size { rounds: 7, seconds: 5, connections: 10_000 }
     };
-    let pipeline = pipeline::run(options.quick)?;
+    let pipeline = if options.tls { json!([]) } else { pipeline::run(options.quick)? };
     let folder = place::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
     let stop = stopped()?;
     let nginx = Nginx::start(&folder)?;
     let bench = Bench { binary, folder, size, nginx, stop };
-    let report = json!({
-        "machine": machine(),
-        "quick": options.quick,
-        "kernel": bench.kernel()?,
-        "throughput": bench.throughput()?,
-        "memory": bench.memory()?,
-        "pipeline": pipeline,
-    });
+    let mut report = json!({ "machine": machine(), "quick": options.quick });
+    if !options.tls {
+        report["kernel"] = bench.kernel()?;
+        report["throughput"] = bench.throughput()?;
+        report["memory"] = bench.memory()?;
+        report["pipeline"] = pipeline;
+    }
+    report["tls"] = tls::run(&bench)?;
     drop(bench);
-    print!("{}", table(&report));
+    if !options.tls {
+        print!("{}", table(&report));
+    }
+    print!("{}", tls::table(report.get("tls").unwrap_or(&Value::Null)));
     if let Some(out) = &options.json {
         fs::write(out, format!("{report:#}\n")).with_context(|| format!("failed to write {}", out.display()))?;
     }
