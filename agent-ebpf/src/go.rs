@@ -44,6 +44,7 @@ use aya_ebpf::{
 use crate::{
     emit,
     maps::{CLIENT, setting},
+    registers,
     tls::{self, Call, SESSIONS, Session},
 };
 
@@ -171,7 +172,7 @@ fn moved(ctx: &ProbeContext, call: &mut Call) -> i64 {
     }
     if op == Op::GO_SPILLED || op == Op::GO_COPY || op == Op::GO_RECORD {
         let mut arguments = [0u64; 2];
-        let from = (tls::stack(ctx) + depth(ctx) + 8) as *const _;
+        let from = (registers::stack(ctx) + depth(ctx) + 8) as *const _;
         // SAFETY: the helper checks the address; the target has 16 bytes.
         if unsafe { bpf_probe_read_user((&raw mut arguments).cast(), 16, from) } != 0 {
             emit::count(Count::UNREADABLE);
@@ -286,7 +287,7 @@ fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
     call.first = [0; 2];
     call.last = [0; 2];
     calls.counted = 0;
-    calls.end = if buffer > tls::stack(ctx) && buffer < end { end } else { 0 };
+    calls.end = if buffer > registers::stack(ctx) && buffer < end { end } else { 0 };
     Some(calls)
 }
 
@@ -364,7 +365,7 @@ fn close(ctx: &ProbeContext) {
 /// The goroutine that runs, its stack pointer as a distance from the stack's upper end, and that end.
 #[inline(always)]
 fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64, u64)> {
-    let g = tls::register::<1, 28>(ctx);
+    let g = registers::register::<1, 28>(ctx);
     let mut end = 0u64;
     // SAFETY: the helper checks the address. `g` begins with its stack's bounds.
     if unsafe { bpf_probe_read_user((&raw mut end).cast(), 8, g.wrapping_add(8) as *const _) } != 0 {
@@ -372,7 +373,7 @@ fn place(ctx: &ProbeContext) -> Option<(Goroutine, u64, u64)> {
         return None;
     }
     let key = Goroutine { tgid: bpf_get_current_pid_tgid() >> 32, g };
-    Some((key, tls::stack(ctx).wrapping_add(depth(ctx)).wrapping_sub(end), end))
+    Some((key, registers::stack(ctx).wrapping_add(depth(ctx)).wrapping_sub(end), end))
 }
 
 /// Is the error with this data pointer `io.EOF`? (`*errors.errorString`: a string.)
@@ -394,9 +395,9 @@ fn is_end(error: u64) -> bool {
 #[inline(always)]
 fn argument(ctx: &ProbeContext, i: usize) -> u64 {
     match i {
-        0 => tls::register::<10, 0>(ctx),
-        1 => tls::register::<5, 1>(ctx),
-        _ => tls::register::<11, 2>(ctx),
+        0 => registers::register::<10, 0>(ctx),
+        1 => registers::register::<5, 1>(ctx),
+        _ => registers::register::<11, 2>(ctx),
     }
 }
 

@@ -4,7 +4,7 @@
 // Atomic operations that return what was there: the library offers none for this target, its compiler does.
 #![feature(core_intrinsics)]
 #![allow(internal_features, reason = "see above; one use, in `tls`")]
-// Loads from the context at an offset that the compiler leaves alone: see `tls::register`.
+// Loads from the context at an offset that the compiler leaves alone: see `registers`.
 #![feature(asm_experimental_arch)]
 #![allow(clippy::cast_possible_truncation, reason = "the target has 64-bit words; narrowing is what the ABI asks for")]
 
@@ -20,6 +20,7 @@ mod kernel;
 mod kprobe;
 mod maps;
 mod once;
+mod registers;
 mod socket;
 mod tls;
 mod whole;
