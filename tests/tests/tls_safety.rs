@@ -180,11 +180,16 @@ fn come_and_go(name: &str, requests: u64, turns: usize, pause: Duration) {
             let turn = agents.load(Ordering::Relaxed);
             let mut agent = Agent::start(&format!("{name}-{turn}"), &[]);
             std::thread::sleep(Duration::from_millis(300 + 200 * (turn as u64 % 5)));
+            let recording = agent.file.clone();
             if turn % 2 == 0 {
                 agent.child.kill().expect("ours");
                 agent.child.wait().expect("ours");
             } else {
                 agent.stop();
+            }
+            // Many agents on a fast machine record gigabytes.
+            if let Some(folder) = recording.parent() {
+                std::fs::remove_dir_all(folder).expect("removable");
             }
             agents.fetch_add(1, Ordering::Relaxed);
         }
