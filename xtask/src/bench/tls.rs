@@ -156,24 +156,25 @@ fn go(folder: &Path) -> Result<Server> {
     command.args(["serve", &port.to_string()]).arg(folder.join("go-cert.pem"));
     let running = start("the Go server", &mut command, port)?;
     // wrk's library counts there as well as here.
-    let mut wrk = own_wrk()?;
-    let files = libraries(wrk.id());
-    // It may have ended by itself.
-    let _ = wrk.kill();
+    let url = format!("https://127.0.0.1:{port}/");
+    let mut wrk = short_wrk(&url)?;
+    let started = Instant::now();
+    let mut files = libraries(wrk.id());
+    while files.is_err() && started.elapsed() < LISTEN && wrk.try_wait()?.is_none() {
+        thread::sleep(Duration::from_millis(20));
+        files = libraries(wrk.id());
+    }
     wrk.wait()?;
     let mut files = files?;
     files.push(program);
-    Ok(Server { name: "Go", url: format!("https://127.0.0.1:{port}/"), files, _running: running })
+    Ok(Server { name: "Go", url, files, _running: running })
 }
 
-/// A wrk that has just started.
-fn own_wrk() -> Result<Child> {
+/// A wrk that has just started, and ends after a second.
+fn short_wrk(url: &str) -> Result<Child> {
     let mut wrk = Command::new(place::program("wrk").context("no wrk")?);
-    // Nothing listens on port 1.
-    wrk.args(["-t1", "-c1", "-d1s", "https://127.0.0.1:1/"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = wrk.spawn().context("failed to start wrk")?;
-    thread::sleep(Duration::from_millis(200));
-    Ok(child)
+    wrk.args(["-t1", "-c1", "-d1s", url]).stdout(Stdio::null()).stderr(Stdio::null());
+    wrk.spawn().context("failed to start wrk")
 }
 
 fn free() -> Result<u16> {
