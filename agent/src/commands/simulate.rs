@@ -156,7 +156,8 @@ impl Simulate {
 
     /// True when there is at most one false alarm for each service and month.
     fn benign(&self, days: u64, rate: f64) -> anyhow::Result<bool> {
-        anyhow::ensure!(days > 0 && rate > 0.0, "--days and --rate must be above 0");
+        between("--days", days as f64, MAX_DAYS)?;
+        between("--rate", rate, MAX_RATE)?;
         let config = Config::load(self.config.as_deref())?.detect;
         let terminal = std::io::stderr().is_terminal();
         let quiet = benign::run(days, rate, self.seed, &config, &mut |done| {
@@ -196,10 +197,10 @@ impl Simulate {
         };
         let outcome = match &self.scenario {
             Scenario::Tmobile(t) => {
-                anyhow::ensure!(
-                    t.background > 0.0 && t.rate > 0.0 && t.days > 0.0,
-                    "--background, --rate and --days must be above 0"
-                );
+                between("--background", t.background, MAX_RATE)?;
+                between("--rate", t.rate, MAX_RATE)?;
+                between("--days", t.days, MAX_DAYS)?;
+                t.learn_days.map_or(Ok(()), |days| between("--learn-days", days, MAX_DAYS))?;
                 let attack = Attack {
                     principals: t.principals,
                     background: t.background,
@@ -245,6 +246,15 @@ impl Simulate {
         }
         outcome
     }
+}
+
+/// Most requests a second and most days that are simulated: more would take years of computing.
+const MAX_RATE: f64 = 100_000.0;
+const MAX_DAYS: f64 = 3_660.0;
+
+fn between(name: &str, value: f64, most: f64) -> anyhow::Result<()> {
+    anyhow::ensure!(value > 0.0 && value <= most, "{name} is {value}: it must be above 0 and at most {most}");
+    Ok(())
 }
 
 /// Seconds as a person says them.

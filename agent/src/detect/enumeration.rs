@@ -69,6 +69,8 @@ struct Pair {
     /// Hour, modulo 2^16, and objects in it.
     hour: u16,
     in_hour: u16,
+    /// Fingerprint of the last object.
+    last: u16,
     /// Highest counts of today for 5 minutes, 1 hour and 1 day.
     peak: [f32; 3],
     /// What is usual: the highest of the days before, forgotten by 2 % a day.
@@ -104,7 +106,18 @@ impl Pair {
         let (endpoint, day, bulk_days, hours) = (w.word(), w.word(), w.word() as u8, w.word());
         let (peak, usual) = ([(); 3].map(|()| w.float()), [(); 3].map(|()| w.float()));
         let (hour, in_hour) = ((hours >> 16) as u16, hours as u16);
-        Some(Self { endpoint, day, unlooked: 0, bulk_days, hour, in_hour, peak, usual, objects: Recent::unpack(w)? })
+        Some(Self {
+            endpoint,
+            day,
+            unlooked: 0,
+            bulk_days,
+            hour,
+            in_hour,
+            last: 0,
+            peak,
+            usual,
+            objects: Recent::unpack(w)?,
+        })
     }
 }
 
@@ -198,7 +211,10 @@ impl Detector for Enumeration {
         if pair.hour != hour {
             (pair.hour, pair.in_hour) = (hour, 0);
         }
-        pair.in_hour = pair.in_hour.saturating_add(u16::from(age.is_none_or(|a| a >= RINGS[1])));
+        // The large form tells few objects apart: of a job that goes on all day every one was seen in the hour.
+        let print = (c.params.object >> 48) as u16;
+        let another = std::mem::replace(&mut pair.last, print) != print && pair.objects.is_dense();
+        pair.in_hour = pair.in_hour.saturating_add(u16::from(another || age.is_none_or(|a| a >= RINGS[1])));
         c.beyond.set(pair.in_hour > MANY);
         if age.is_some_and(|a| a < RINGS[0]) {
             return;

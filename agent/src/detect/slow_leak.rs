@@ -48,6 +48,7 @@ struct State {
     actors: Distinct,
     /// Objects that somebody read who read many in this hour, known jobs left out.
     beyond: Distinct,
+    usually_beyond: f64,
     /// By hour modulo four weeks: both ratios and the log of the objects; NaN where unknown.
     history: Vec<[f32; 3]>,
     /// Last prediction errors.
@@ -133,7 +134,7 @@ impl SlowLeak {
         // objects = leaked + ratio * (requests - leaked), and what was not counted there. The hour before the sum began to rise counts: the
         // leak seldom begins with an hour.
         let ratio = s.ratio.min(0.99);
-        let excess = (objects - ratio * requests) / (1.0 - ratio) + beyond;
+        let excess = (objects - ratio * requests) / (1.0 - ratio) + (beyond - s.usually_beyond).max(0.0);
         if s.cusum[0] <= 0.0 {
             (s.exposed, s.since) = (excess, s.hour);
         } else {
@@ -178,6 +179,7 @@ impl SlowLeak {
         let s = &mut self.states[at];
         if !frozen {
             learn_from(s, at_hour, x, usual);
+            s.usually_beyond += (beyond - s.usually_beyond) * 0.1;
         }
     }
 }
@@ -291,7 +293,7 @@ impl Detector for SlowLeak {
         Some(serde_json::json!({
             "history": keep::list(&s.history), "errors": keep::list(&s.errors), "known": s.known,
             "rate": s.requests_per_hour, "ratio": s.ratio, "sigma": s.sigma,
-            "cusum": s.cusum, "exposed": s.exposed, "since": s.since,
+            "cusum": s.cusum, "exposed": s.exposed, "since": s.since, "usually_beyond": s.usually_beyond,
         }))
     }
 
@@ -305,6 +307,7 @@ impl Detector for SlowLeak {
             cusum: [f64; 3],
             exposed: f64,
             since: u64,
+            usually_beyond: f64,
         }
         let history = keep::unlist(learned.get("history"), HISTORY);
         let errors = keep::unlist(learned.get("errors"), WEEK);
@@ -315,6 +318,7 @@ impl Detector for SlowLeak {
         let state = entry(&mut self.states, at);
         (state.history, state.errors, state.known) = (history, errors, learned.known);
         (state.cusum, state.exposed, state.since) = (learned.cusum, learned.exposed, learned.since);
+        state.usually_beyond = learned.usually_beyond;
         (state.requests_per_hour, state.ratio, state.sigma) = (learned.rate, learned.ratio, learned.sigma);
     }
 }

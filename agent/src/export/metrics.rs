@@ -2,6 +2,7 @@
 //! exported together.
 
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 use anyhow::bail;
 use opentelemetry::{
     KeyValue,
-    metrics::{BoundHistogram, Histogram, Meter, MeterProvider as _},
+    metrics::{BoundCounter, BoundHistogram, Counter, Histogram, Meter, MeterProvider as _},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -25,7 +26,7 @@ use super::{MAX_WORKLOADS, resource::resource, variable};
 use crate::{
     aggregate::{Recorder, SeriesKey, SeriesSink},
     coverage::{Reason, Sum},
-    exchange::{self, Api, Exchange, Side},
+    exchange::{self, Api, Auth, Exchange, Side},
     stats::{Loss, Stats, Unnamed, Unread},
     status,
 };
@@ -87,6 +88,7 @@ struct Workload {
     rpc_client: Histogram<f64>,
     request_size: Histogram<u64>,
     response_size: Histogram<u64>,
+    auth: Counter<u64>,
 }
 
 impl Workloads {
@@ -127,6 +129,7 @@ impl Workloads {
             rpc_client: duration("rpc.client.call.duration"),
             request_size: size("http.server.request.body.size"),
             response_size: size("http.server.response.body.size"),
+            auth: meter.u64_counter("apiscope.auth.requests").with_unit("{request}").build(),
             reader,
             _provider: provider,
         };
@@ -355,6 +358,7 @@ impl SeriesSink for Sink {
             attributes.push(KeyValue::new("error.type", error));
         }
         let server = key.side == Side::Server;
+        let auth = server.then(|| Credentials::new(&workload.auth, key));
         if key.api == Api::Grpc {
             // A call is counted once: by the conventions for RPC, not by those for HTTP beside.
             attributes.retain(|a| matches!(a.key.as_str(), "error.type" | "network.protocol.version"));
@@ -364,11 +368,12 @@ impl SeriesSink for Sink {
                 attributes.push(KeyValue::new("rpc.response.status_code", status::grpc_name(code)));
             }
             let duration = if server { &workload.rpc_server } else { &workload.rpc_client };
-            return Box::new(Series { duration: duration.bind(&attributes), sizes: None });
+            return Box::new(Series { duration: duration.bind(&attributes), sizes: None, auth });
         }
         Box::new(Series {
             duration: if server { &workload.server } else { &workload.client }.bind(&attributes),
             sizes: server.then(|| (workload.request_size.bind(&attributes), workload.response_size.bind(&attributes))),
+            auth,
         })
     }
 }
@@ -376,11 +381,46 @@ impl SeriesSink for Sink {
 struct Series {
     duration: BoundHistogram<f64>,
     sizes: Option<(BoundHistogram<u64>, BoundHistogram<u64>)>,
+    auth: Option<Credentials>,
+}
+
+const SCHEMES: usize = Auth::Other as usize + 1;
+
+/// Requests of an endpoint by the scheme of their credential: who shows none, and what is refused. Its trend is
+/// the posture of the endpoint.
+struct Credentials {
+    counter: Counter<u64>,
+    attributes: Vec<KeyValue>,
+    /// By scheme; most endpoints see one or two.
+    bound: [OnceCell<BoundCounter<u64>>; SCHEMES],
+}
+
+impl Credentials {
+    fn new(counter: &Counter<u64>, key: &SeriesKey) -> Self {
+        let attributes = vec![
+            KeyValue::new("http.request.method", key.method.semantic_name().to_owned()),
+            KeyValue::new("http.route", key.route.clone()),
+            KeyValue::new("apiscope.auth.refused", matches!(key.status, 401 | 403)),
+        ];
+        Self { counter: counter.clone(), attributes, bound: Default::default() }
+    }
+
+    fn count(&self, auth: Auth) {
+        let bound = self.bound[auth as usize].get_or_init(|| {
+            let mut attributes = self.attributes.clone();
+            attributes.push(KeyValue::new("apiscope.auth.scheme", auth.name()));
+            self.counter.bind(&attributes)
+        });
+        bound.add(1);
+    }
 }
 
 impl Recorder for Series {
     fn record(&self, exchange: &Exchange) {
         self.duration.record(exchange.duration_ns as f64 / 1e9);
+        if let Some(auth) = &self.auth {
+            auth.count(exchange.auth);
+        }
         if let Some((request, response)) = &self.sizes {
             if let Some(n) = exchange.request_body_bytes {
                 request.record(n);

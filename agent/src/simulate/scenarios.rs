@@ -22,6 +22,8 @@ pub struct Scenario {
     pub benign: &'static str,
     /// Days of background before.
     days: f64,
+    /// Requests of it a second.
+    rate: f64,
     play: fn(&mut Town, bool),
 }
 
@@ -50,7 +52,10 @@ fn destination(x: &mut Exchange, ip: [u8; 4]) {
 /// All of them, in the order of the rules.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
-    let s = |rule, days, attack, benign, play| Scenario { rule, attack, benign, days, play };
+    let s = |rule, days, attack, benign, play| {
+        let rate = if matches!(rule, "D5" | "D7" | "D8" | "D13" | "D18") { BUSY } else { RATE };
+        Scenario { rule, attack, benign, days, rate, play }
+    };
     vec![
         s("D1", 2.0, "customers' records without a credential", "a health check without a credential", |t, attack| {
             let place = if attack { at::CUSTOMER } else { at::HEALTH };
@@ -208,8 +213,7 @@ fn play(s: &Scenario, attack: bool, seed: u64, config: &config::Detect, restarts
         config::Allow { rule: Some("D2".into()), route: Some("/v1/products/*".into()), ..config::Allow::default() };
     let mut config = config.clone();
     config.allow.push(catalogue);
-    let rate = if matches!(scenario.rule, "D5" | "D7" | "D8" | "D13" | "D18") { BUSY } else { RATE };
-    let mut town = Town::new(rate, seed, MONDAY, &config)?;
+    let mut town = Town::new(scenario.rate, seed, MONDAY, &config)?;
     let mut outcome = Outcome { scenario: scenario.rule.to_lowercase(), seed, ..Outcome::default() };
     if scenario.rule == "D17" {
         sundays(&mut town, scenario.days);
@@ -293,7 +297,14 @@ mod tests {
                     "D7" | "D8" | "D13" | "D18" => 0.7,
                     _ => scenario.days,
                 };
+                if matches!(scenario.rule, "D8" | "D18") {
+                    scenario.rate = 1.0;
+                }
                 for attack in [true, false] {
+                    // These take longest, and have their state tested with others.
+                    if restarts && (matches!(scenario.rule, "D5" | "D13") || scenario.rule == "D7" && !attack) {
+                        continue;
+                    }
                     let outcome = play(&scenario, attack, seed, &config, restarts).expect("a valid configuration");
                     if outcome.detected != attack || outcome.false_alarms > 0 {
                         wrong.push(format!("{} attack {attack} restarts {restarts}: {outcome:?}", scenario.rule));
