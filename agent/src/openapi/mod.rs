@@ -1,11 +1,13 @@
 //! OpenAPI documents: what was promised (`read`), in what it differs from what was seen (`diff`), and what was seen as
 //! a document (`export`).
 //!
-//! Read are OpenAPI 3.0, 3.1 and Swagger 2.0, in JSON and YAML. Documents are not trusted: size, depth, count of
-//! operations, aliases of YAML and chains of `$ref` are bounded, and a document is never the cause of a request.
+//! Read are OpenAPI 3.0, 3.1 and Swagger 2.0, in JSON and YAML, in one file or split over several of a folder
+//! (`files`). Documents are not trusted: size, depth, count of operations and files, aliases of YAML and chains of `$ref`
+//! are bounded, no file outside of the folder is read, and a document is never the cause of a request.
 
 mod diff;
 mod export;
+mod files;
 mod read;
 
 use std::{
@@ -21,6 +23,7 @@ use crate::{config::RouteConfig, route::Routes};
 
 pub use diff::{Difference, Kind, diff};
 pub use export::export;
+pub use files::MAX_FILES;
 pub use read::{MAX_DOCUMENT, MAX_OPERATIONS, read};
 
 /// What is used of a document.
@@ -97,7 +100,7 @@ pub fn open(path: &Path) -> anyhow::Result<Document> {
     let mut bytes = Vec::new();
     let file = File::open(path).with_context(context)?;
     file.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut bytes).with_context(context)?;
-    read(&bytes).with_context(context)
+    read::read_beside(&bytes, files::Files::beside(path)).with_context(context)
 }
 
 /// Does a route fit a template? A parameter of the route needs one in the template; a word of the route fits a
@@ -144,5 +147,31 @@ mod tests {
         ] {
             assert_eq!(fits(template, route), equal, "{template} {route}");
         }
+    }
+
+    #[test]
+    fn a_document_in_several_files() {
+        let folder = std::env::temp_dir().join(format!("apiscope-refs-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("api/paths")).expect("writable");
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("writable");
+        write("secret.yaml", "get: {responses: {200: {description: no}}}");
+        write("api/all.json", r#"{"pets":{"$ref":"paths/pets.yaml#/list"},"loop":{"$ref":"all.json#/loop"}}"#);
+        write(
+            "api/paths/pets.yaml",
+            "list: {$ref: '#/real'}\nreal: {get: {security: [{key: []}], responses: {200: {}}}}\n",
+        );
+        write("api/schemes.yaml", "key: {type: apiKey, in: header, name: x}");
+        std::os::unix::fs::symlink("../secret.yaml", folder.join("api/link.yaml")).expect("a link");
+        let document = "openapi: 3.1.0\npaths:\n  /pets: {$ref: all.json#/pets}\n  /a: {$ref: ../secret.yaml}\n  /b: {$ref: link.yaml}\n  \
+            /c: {$ref: 'https://example.com/c.yaml'}\n  /d: {$ref: all.json#/loop}\n  /e: {$ref: missing.yaml}\n  \
+            /f: {$ref: all.json#/nothing}\n  /g: {$ref: /etc/passwd}\n  /h: {$ref: paths}\n\
+            components: {securitySchemes: {key: {$ref: schemes.yaml#/key}}}\n";
+        write("api/openapi.yaml", document);
+        let read = open(&folder.join("api/openapi.yaml")).expect("valid");
+        std::fs::remove_dir_all(folder).expect("removable");
+        assert_eq!(read.operations.len(), 1, "{read:?}");
+        assert_eq!(read.operations[0].templates, ["/pets"]);
+        assert!(read.operations[0].auth.contains("apikey"));
+        assert_eq!(read.notes.len(), 8, "{:#?}", read.notes);
     }
 }

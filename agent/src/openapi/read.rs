@@ -1,11 +1,11 @@
 //! Bytes -> [`Document`]. Whatever the bytes are: a document or a sentence, in bounded time and memory.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
 
-use super::{Document, Operation};
+use super::{Document, Operation, files::Files};
 
 /// Longest document, bytes.
 pub const MAX_DOCUMENT: usize = 16 << 20;
@@ -28,11 +28,19 @@ const MAX_NOTES: usize = 20;
 
 const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 
-/// Reads a document.
+/// Reads a document that is of no file.
 ///
 /// # Errors
 /// It is neither JSON nor YAML, no OpenAPI of a version that is known, or beyond a bound.
 pub fn read(bytes: &[u8]) -> anyhow::Result<Document> {
+    read_beside(bytes, Files::default())
+}
+
+/// Reads a document with its other files.
+///
+/// # Errors
+/// As [`read`]; a file that cannot be read is a note.
+pub fn read_beside(bytes: &[u8], files: Files) -> anyhow::Result<Document> {
     if bytes.len() > MAX_DOCUMENT {
         bail!("longer than {} MiB", MAX_DOCUMENT >> 20);
     }
@@ -45,14 +53,18 @@ pub fn read(bytes: &[u8]) -> anyhow::Result<Document> {
         (None, Some(v)) => bail!("Swagger {v:?}: 2.0, and OpenAPI 3.0 and 3.1 are read"),
         (None, None) => bail!("no OpenAPI document: neither `openapi` nor `swagger` is there"),
     };
-    let mut reader = Reader { root: &root, swagger, document: Document::default() };
+    let mut reader = Reader { root: &root, swagger, files, document: Document::default() };
     reader.document.title =
         root.pointer("/info/title").and_then(Value::as_str).unwrap_or_default().chars().take(200).collect();
     reader.paths();
     Ok(reader.document)
 }
 
-fn value(bytes: &[u8]) -> anyhow::Result<Value> {
+/// Reads JSON or YAML.
+///
+/// # Errors
+/// It is neither, or beyond a bound.
+pub fn value(bytes: &[u8]) -> anyhow::Result<Value> {
     let text = std::str::from_utf8(bytes).context("not UTF-8")?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().starts_with('{') {
@@ -75,6 +87,7 @@ fn value(bytes: &[u8]) -> anyhow::Result<Value> {
 struct Reader<'r> {
     root: &'r Value,
     swagger: bool,
+    files: Files,
     document: Document,
 }
 
@@ -95,7 +108,8 @@ impl<'r> Reader<'r> {
                 }
                 continue;
             }
-            let Some(item) = self.resolve(item).and_then(Value::as_object) else { continue };
+            let Some(item) = self.resolve(item) else { continue };
+            let Some(item) = item.as_object() else { continue };
             let of_path = self.bases_of(item);
             for method in METHODS {
                 let Some(operation) = item.get(method).and_then(Value::as_object) else { continue };
@@ -114,19 +128,35 @@ impl<'r> Reader<'r> {
         }
     }
 
-    /// Follows `$ref` inside of the document.
-    fn resolve(&mut self, mut value: &'r Value) -> Option<&'r Value> {
+    /// Follows `$ref` inside of the document and to the files beside it.
+    fn resolve(&mut self, value: &'r Value) -> Option<Cow<'r, Value>> {
+        let mut value = Cow::Borrowed(value);
+        // The file that `value` is of, from the document's folder; none: the document itself.
+        let mut file = PathBuf::new();
         for _ in 0..MAX_REFS {
             let Some(reference) = value.get("$ref").and_then(Value::as_str) else { return Some(value) };
-            let target = reference.strip_prefix('#').and_then(|pointer| {
-                // A pointer in a fragment may be percent-encoded (RFC 6901 section 6): the braces of paths are.
-                let pointer = pointer.replace("%7B", "{").replace("%7D", "}").replace("%7b", "{").replace("%7d", "}");
-                self.root.pointer(&pointer)
-            });
+            let (name, pointer) = reference.split_once('#').unwrap_or((reference, ""));
+            // A pointer in a fragment may be percent-encoded (RFC 6901 section 6): the braces of paths are.
+            let pointer = pointer.replace("%7B", "{").replace("%7D", "}").replace("%7b", "{").replace("%7d", "}");
+            let target = if name.is_empty() && file.as_os_str().is_empty() {
+                let there = self.root.pointer(&pointer).map(Cow::Borrowed);
+                there.ok_or_else(|| "it is not in this document".to_owned())
+            } else {
+                let path = if name.is_empty() { Ok(file.clone()) } else { self.files.path(&file, name) };
+                match path.and_then(|path| self.files.get(&path).map(|v| (v.pointer(&pointer).cloned(), path))) {
+                    Ok((Some(target), path)) => {
+                        file = path;
+                        Ok(Cow::Owned(target))
+                    }
+                    Ok((None, _)) => Err("it is not in that file".to_owned()),
+                    Err(refused) => Err(refused.to_string()),
+                }
+            };
             match target {
-                Some(target) => value = target,
-                None => {
-                    self.note(format!("{reference:.120?} is not followed: it is not in this document"));
+                Ok(target) => value = target,
+                Err(why) => {
+                    let note = format!("{reference:.120?} is not followed: {why}");
+                    self.note(note);
                     return None;
                 }
             }
