@@ -22,7 +22,7 @@ use crate::{
     detect::{Coverage, Engine},
     event,
     exchange::{Exchange, Origin, Peer, Side},
-    export::{self, Exporter},
+    export::{self, Changes, Exporter},
     identity::{self, Processes, ends::Ends, pods::Pods},
     inventory::{self, Inventory, Keeper},
     kubernetes::Watches,
@@ -60,6 +60,8 @@ const SAVE: Duration = Duration::from_secs(900);
 const COVERAGE: Duration = Duration::from_secs(15);
 /// Time between two looks at what became of the inventory, which is when its file is written.
 const INVENTORY: Duration = Duration::from_secs(60);
+/// Time until the first one.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// Most renamed routes that wait for it; entries of later ones keep their old names.
 const MAX_MOVES: usize = 20_000;
 /// Most connections that the kernel side is told to leave out at once; the others are told later.
@@ -149,6 +151,7 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     let pods = Arc::default();
     let watches = Watches::start(&config.kubernetes, Arc::clone(&pods), stats.clone())?;
     let ends = watches.is_some().then_some(pods);
+    let changes = exporter.as_ref().map(Exporter::changes);
     let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter, principals)?;
     capture.inner.ends = ends.map(|pods: Arc<RwLock<Pods>>| Ends::new(pods, stats.clone()));
     stats.ready.store(true, Ordering::Relaxed);
@@ -164,9 +167,11 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
                 );
             })?;
         }
-        if config.inventory.file.is_some() || log::log_enabled!(log::Level::Info) {
+        if config.inventory.file.is_some() || changes.is_some() || log::log_enabled!(log::Level::Info) {
             let shared = shared.clone();
-            std::thread::Builder::new().name("inventory".into()).spawn_scoped(scope, move || keep(&shared))?;
+            std::thread::Builder::new()
+                .name("inventory".into())
+                .spawn_scoped(scope, move || keep(&shared, changes.as_ref()))?;
         }
         let shows = !options.quiet && options.exchanges.as_deref() != Some(std::path::Path::new("-"));
         if shows {
@@ -224,8 +229,8 @@ impl Shared {
 }
 
 /// Says what became of the endpoints and writes their list, until the end and once more then.
-fn keep(shared: &Shared) {
-    let (mut next, mut failed) = (Instant::now() + INVENTORY, false);
+fn keep(shared: &Shared, exported: Option<&Changes>) {
+    let (mut next, mut failed) = (Instant::now() + FIRST_LOOK, false);
     loop {
         let over = shared.over.load(Ordering::Relaxed);
         if !over && Instant::now() < next {
@@ -238,6 +243,9 @@ fn keep(shared: &Shared) {
             let inventory = shared.inventory(&snapshot);
             let mut keeper = shared.keeper.lock().unwrap_or_else(PoisonError::into_inner);
             for change in keeper.changes(&inventory) {
+                if let Some(exported) = exported {
+                    exported.add(&change);
+                }
                 let inventory::Change { event, service, method, route, what, .. } = change;
                 log::info!("{event} {service:?} {method:?} {route:?}: {what:?}");
             }
@@ -657,6 +665,9 @@ impl Inner {
             let moves = self.endpoints.reroute(&service, |method, route| self.routes.current(&service, method, route));
             for moved in &moves {
                 log::debug!("apiscope.route.merged {service} {} {} -> {}", moved.method, moved.from, moved.into);
+                if let Some(exporter) = &self.exporter {
+                    exporter.moved(moved);
+                }
             }
             self.stats.routes_moved.fetch_add(moves.len() as u64, Ordering::Relaxed);
             let mut waiting = self.shared.moves.lock().unwrap_or_else(PoisonError::into_inner);

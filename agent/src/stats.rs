@@ -128,7 +128,7 @@ pub struct Stats {
     pub spans: AtomicU64,
     /// See `spans`.
     pub spans_dropped: AtomicU64,
-    /// Changes of findings that the exporter's queue had no room for.
+    /// Changes of findings, of endpoints and of routes that the exporter's queue had no room for.
     pub findings_dropped: AtomicU64,
     /// Open findings by severity: low, medium, high, critical; acknowledged ones left out.
     pub findings_open: [AtomicU64; 4],

@@ -57,7 +57,12 @@ impl Process {
         process
     }
 
-    fn spawn(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
+    /// Starts a program, which need not listen.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn spawn(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
         let folder = std::env::temp_dir().join(format!("apiscope-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let port = free_port();

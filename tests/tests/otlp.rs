@@ -142,8 +142,12 @@ fn traffic(path: &str, n: usize, status: u16) {
     play("127.0.0.1:0", &steps);
 }
 
-fn wait(what: &str, mut is_there: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+fn wait(what: &str, is_there: impl FnMut() -> bool) {
+    wait_within(Duration::from_secs(30), what, is_there);
+}
+
+fn wait_within(time: Duration, what: &str, mut is_there: impl FnMut() -> bool) {
+    let end = Instant::now() + time;
     while !is_there() {
         assert!(Instant::now() < end, "{what} did not come");
         std::thread::sleep(Duration::from_millis(100));
@@ -151,9 +155,13 @@ fn wait(what: &str, mut is_there: impl FnMut() -> bool) {
 }
 
 fn agent(name: &str, protocol: &str, endpoint: &str) -> Agent {
+    agent_with(name, protocol, endpoint, &[])
+}
+
+fn agent_with(name: &str, protocol: &str, endpoint: &str, arguments: &[&str]) -> Agent {
     Agent::start_with(
         name,
-        &[],
+        arguments,
         &[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
@@ -335,4 +343,69 @@ fn a_finding_is_a_log_event() {
         assert!(agent.snapshot().is_some_and(|s| s.findings.iter().any(|f| f.rule == "D14")));
         agent.stop();
     }
+}
+
+/// Names that turn out to be values: the rename is an event, endpoints are, and no request is counted twice, whatever
+/// name it came under.
+#[test]
+fn a_renamed_route_is_an_event_and_counted_once() {
+    const REQUESTS: u64 = 300;
+    let (grpc, http) = (free_port(), free_port());
+    let (port, received) = sink();
+    let _collector = collector(grpc, http, port);
+    // Both ends are this process: values that come to one service twice each would look like words.
+    let agent = agent_with("renamed", "grpc", &format!("http://127.0.0.1:{grpc}"), &["--side", "server"]);
+    let mut steps = Vec::new();
+    for i in 0..REQUESTS {
+        let name: String =
+            format!("{:x}", i.wrapping_mul(0x9e37_79b9)).chars().map(|c| (b'a' + c as u8 % 26) as char).collect();
+        steps.push(Step::client(format!(
+            "GET /renamed/{name}/orders HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer canary-{}\r\n\r\n",
+            i % 60
+        )));
+        steps.push(Step::server(format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}",
+            10 + i % 60,
+            "x".repeat(10 + i as usize % 60)
+        )));
+    }
+    play("127.0.0.1:0", &steps);
+    let events = |name: &str| -> Vec<Value> {
+        let received = received.lock().expect("not poisoned");
+        let all = received.iter().flat_map(|e| list(e, &["resourceLogs", "scopeLogs", "logRecords"]));
+        let ours = |r: &Value| attribute(r, "http.route").is_some_and(|r| r == "/renamed/{id}/orders");
+        all.filter(|r| r["eventName"] == name && ours(r)).cloned().collect()
+    };
+    wait("the rename", || !events("apiscope.route.merged").is_empty());
+    let event = &events("apiscope.route.merged")[0];
+    let before = attribute(event, "apiscope.route.previous").and_then(Value::as_str).expect("the old name");
+    assert!(before.starts_with("/renamed/") && before.ends_with("/orders") && !before.contains('{'), "{event}");
+    // The list is looked at once a minute; sooner the first time, which may have been before.
+    wait_within(Duration::from_secs(90), "the endpoint", || !events("apiscope.endpoint.discovered").is_empty());
+    // What the newest export says of all names together.
+    let sum = || {
+        let received = received.lock().expect("not poisoned");
+        let mut newest = 0;
+        for export in received.iter() {
+            let metrics = list(export, &["resourceMetrics", "scopeMetrics", "metrics"]);
+            let points = metrics
+                .into_iter()
+                .filter(|m| m["name"] == "http.server.request.duration")
+                .flat_map(|m| m["histogram"]["dataPoints"].as_array().into_iter().flatten())
+                .filter(|p| {
+                    attribute(p, "http.route").and_then(Value::as_str).is_some_and(|r| r.starts_with("/renamed/"))
+                })
+                .filter_map(|p| p["count"].as_str()?.parse::<u64>().ok())
+                .sum::<u64>();
+            newest = if points > 0 { points } else { newest };
+        }
+        newest
+    };
+    wait("every request", || sum() >= REQUESTS);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(sum(), REQUESTS, "of all names together");
+    let snapshot = agent.snapshot().expect("the agent answers");
+    let routes: Vec<_> = snapshot.endpoints.iter().map(|e| &*e.route).filter(|r| r.starts_with("/renamed/")).collect();
+    assert_eq!(routes, ["/renamed/{id}/orders"], "one endpoint");
+    agent.stop();
 }

@@ -7,11 +7,12 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::{End, Exchange, Peer, Side};
-use apiscope_tests::Agent;
+use apiscope_tests::{Agent, process::Process, program, ready};
 use h2::{SendStream, client::SendRequest};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::codegen::{
@@ -303,40 +304,63 @@ fn resident(pid: u32) -> u64 {
     1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes")
 }
 
+/// The client's end, in a process of its own: one may not have twenty thousand descriptors. It goes at a pace at which
+/// nothing is lost.
+const CLIENT: &str = "
+import resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+asked, answer, all = open(sys.argv[2], 'rb').read(), int(sys.argv[3]), []
+for i in range(int(sys.argv[4])):
+    s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+    s.sendall(asked)
+    left = answer
+    while left: left -= len(s.recv(left))
+    all.append(s)
+    if i % 20 == 0: time.sleep(0.01)
+print('ready', flush=True)
+time.sleep(600)";
+
 /// Ten thousand connections at once, of each of which the agent follows the server's end.
 #[test]
-#[ignore = "takes twenty thousand descriptors"]
+#[ignore = "takes ten thousand descriptors twice"]
 fn ten_thousand_connections() {
-    let limit = libc::rlimit { rlim_cur: 30_000, rlim_max: 30_000 };
-    // SAFETY: a struct of this call's own.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0, "root may raise it");
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a struct of this call's own, twice.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
     for worst in [false, true] {
         let agent = Agent::start(&format!("many-{worst}"), &["--side", "server"]);
         let before = resident(agent.child.id());
-        let asked = requests(worst);
-        let answered = answers(if worst { 102 } else { 20 });
-        let listener = net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let (asked, answered) = (requests(worst), answers(if worst { 102 } else { 20 }));
+        let mut listener = None;
+        let mut client = Process::spawn("many", |folder, port| {
+            // It listens before the client is there.
+            listener = Some(net::TcpListener::bind(("127.0.0.1", port)).expect("a port"));
+            std::fs::write(folder.join("asked"), &asked).expect("writable");
+            let mut command = Command::new(program("python3"));
+            command.args(["-c", CLIENT, &port.to_string(), "asked", &answered.len().to_string(), &MANY.to_string()]);
+            command.stdout(Stdio::piped());
+            command
+        });
+        let listener = listener.expect("it is made with the client");
         let mut open = Vec::with_capacity(MANY);
-        for i in 0..MANY {
-            let mut client = net::TcpStream::connect(address).expect("a listener");
+        for _ in 0..MANY {
             let (mut server, _) = listener.accept().expect("a client");
-            client.write_all(&asked).expect("taken");
             server.read_exact(&mut vec![0; asked.len()]).expect("all of it");
             server.write_all(&answered).expect("taken");
-            client.read_exact(&mut vec![0; answered.len()]).expect("all of it");
-            open.push((client, server));
-            // A pace at which nothing is lost.
-            if i % 20 == 0 {
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            open.push(server);
         }
+        ready(&mut client.child);
         std::thread::sleep(Duration::from_secs(3));
         let (lost, now) = (agent.lost(), resident(agent.child.id()));
         let each = now.saturating_sub(before) / MANY as u64;
         eprintln!("{MANY} connections, the worst {worst}: {} KiB, {each} bytes each; {lost} lost", now / 1024);
-        drop(open);
-        assert!(now <= MOST && each <= 16 << 10, "{now} bytes, {each} each");
+        // The worst costs more than is promised of the usual: see MAX_TABLE of the agent's HPACK.
+        let most = if worst { (256 << 20, 26 << 10) } else { (MOST, 16 << 10) };
+        assert!(now <= most.0 && each <= most.1, "{now} bytes, {each} each");
         std::fs::remove_file(agent.stop()).expect("removable");
     }
 }

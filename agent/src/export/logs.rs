@@ -1,8 +1,10 @@
 //! Findings as log events: event name `apiscope.finding`, attributes `security_rule.*` of the semantic
-//! conventions and `apiscope.finding.*`, one resource per workload.
+//! conventions and `apiscope.finding.*`, one resource per workload. Beside them what becomes of endpoints and routes:
+//! `apiscope.endpoint.discovered`, `apiscope.endpoint.changed`, `apiscope.route.merged`.
 //!
 //! Findings are few and precious: what a collector does not take waits ([`MAX_WAITING`], the oldest go
-//! first, counted) and is offered again.
+//! first, counted) and is offered again. The other events have no more than half of that room ([`MAX_OTHERS`]), so that
+//! they never push a finding out.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,12 +19,16 @@ use opentelemetry::{
 use opentelemetry_sdk::logs::{SdkLogRecord, SdkLogger, SdkLoggerProvider};
 
 use crate::{
+    aggregate::Moved,
     detect::{self, Change, Event, State},
+    inventory,
     stats::Stats,
 };
 
 /// Events that wait for the collector.
 const MAX_WAITING: usize = 4_096;
+/// Other events are taken while no more than this waits.
+const MAX_OTHERS: usize = MAX_WAITING / 2;
 
 /// Records by service, in order.
 type Waiting = VecDeque<(String, SdkLogRecord)>;
@@ -58,6 +64,52 @@ impl Queue {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push_back((if service.is_empty() { "apiscope".into() } else { service }, record));
         self.trim(&mut waiting);
+    }
+
+    /// Adds what became of an endpoint.
+    pub fn changed(&self, change: &inventory::Change) {
+        let attributes = [
+            ("apiscope.side", change.side.as_str()),
+            ("http.request.method", &change.method),
+            ("http.route", &change.route),
+        ];
+        self.other(change.event, &change.service, &change.what, &attributes);
+    }
+
+    /// Adds that a route has another name from now on.
+    pub fn moved(&self, moved: &Moved) {
+        let what = if moved.merged { "is part of" } else { "is called" };
+        let attributes = [
+            ("apiscope.side", moved.side.name()),
+            ("http.request.method", moved.method.as_str()),
+            ("http.route", &moved.into),
+            ("apiscope.route.previous", &moved.from),
+        ];
+        let what = format!("{} {what} {} from now on", moved.from, moved.into);
+        self.other("apiscope.route.merged", &moved.service, &what, &attributes);
+    }
+
+    fn other(&self, event: &'static str, service: &str, what: &str, attributes: &[(&'static str, &str)]) {
+        if !self.on {
+            return;
+        }
+        let mut record = self.logger.create_log_record();
+        record.set_event_name(event);
+        record.set_timestamp(SystemTime::now());
+        record.set_observed_timestamp(SystemTime::now());
+        record.set_severity_number(Severity::Info);
+        record.set_severity_text("INFO");
+        record.set_body(AnyValue::from(what.to_owned()));
+        for (key, value) in attributes {
+            record.add_attribute(*key, (*value).to_owned());
+        }
+        let service = if service.is_empty() { "apiscope" } else { service };
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < MAX_OTHERS {
+            waiting.push_back((service.to_owned(), record));
+        } else {
+            self.stats.findings_dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn trim(&self, waiting: &mut Waiting) {
@@ -147,5 +199,40 @@ impl Queue {
             record.add_attribute(format!("apiscope.finding.evidence.{key}"), *value);
         }
         record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::{Method, Side};
+
+    fn moved(n: usize) -> Moved {
+        Moved {
+            service: "shop".into(),
+            side: Side::Server,
+            method: Method::Get,
+            from: format!("/u/{n}").into(),
+            into: "/u/{id}".into(),
+            merged: n > 0,
+        }
+    }
+
+    #[test]
+    fn other_events_leave_room_for_findings() {
+        let stats = Arc::new(Stats::default());
+        let queue = Queue::new(true, stats.clone());
+        for n in 0..MAX_OTHERS + 5 {
+            queue.moved(&moved(n));
+        }
+        assert_eq!(stats.findings_dropped.load(Ordering::Relaxed), 5);
+        let taken = queue.take();
+        assert_eq!(taken["shop"].len(), MAX_OTHERS);
+        let first = &taken["shop"][0];
+        assert_eq!(first.event_name(), Some("apiscope.route.merged"));
+        assert!(first.attributes_iter().any(|(k, _)| k.as_str() == "apiscope.route.previous"));
+        let off = Queue::new(false, stats);
+        off.moved(&moved(1));
+        assert!(off.take().is_empty());
     }
 }

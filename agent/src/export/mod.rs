@@ -31,7 +31,13 @@ use opentelemetry_sdk::metrics::{Temporality, exporter::PushMetricExporter as _}
 
 pub use environment::WrongVariable;
 
-use crate::{aggregate::SeriesSink, detect::Event, exchange::Exchange, stats::Stats};
+use crate::{
+    aggregate::{Moved, SeriesSink},
+    detect::Event,
+    exchange::Exchange,
+    inventory,
+    stats::Stats,
+};
 
 /// Workloads with a resource of their own.
 pub const MAX_WORKLOADS: usize = 256;
@@ -109,6 +115,17 @@ fn endpoint(signal: &str) -> String {
 pub fn is_configured() -> bool {
     variable("OTEL_SDK_DISABLED").is_none_or(|v| !v.eq_ignore_ascii_case("true"))
         && (enabled("METRICS") || enabled("TRACES") || enabled("LOGS"))
+}
+
+/// Takes what became of endpoints.
+#[derive(Clone)]
+pub struct Changes(Arc<logs::Queue>);
+
+impl Changes {
+    /// Takes a change; never blocks.
+    pub fn add(&self, change: &inventory::Change) {
+        self.0.changed(change);
+    }
 }
 
 impl Exporter {
@@ -206,6 +223,17 @@ impl Exporter {
     /// Takes a change of a finding; never blocks.
     pub fn finding(&self, event: &Event) {
         self.findings.add(event);
+    }
+
+    /// Takes that a route has another name; never blocks.
+    pub fn moved(&self, moved: &Moved) {
+        self.findings.moved(moved);
+    }
+
+    /// Where another thread says what became of endpoints.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes(self.findings.clone())
     }
 
     /// Exports once more and ends, within `timeout`.
