@@ -7,27 +7,41 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 
-/// Longest wait on a socket; also how late a client may notice the end.
+/// Longest wait on a socket.
 const WAIT: Duration = Duration::from_millis(500);
 /// A request of ours has no longer body.
 const BODY: usize = 4096;
 
-/// The sample API and its clients; they end with the value.
+/// What a part is called: the agent names services by this variable of theirs.
+const NAME: &str = "OTEL_SERVICE_NAME";
+
+/// One part of the demo.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Let the customers into the shop at this address; without it, be the shop.
+    shop: Option<SocketAddr>,
+}
+
+/// The sample API and its clients, a process each; they end with the value, and with this process.
 #[derive(Debug)]
 pub struct Demo {
     address: SocketAddr,
-    over: Arc<AtomicBool>,
+    // Their standard inputs end with ours, and they with them.
+    _parts: [Part; 2],
 }
+
+/// A process that ends with the value.
+#[derive(Debug)]
+struct Part(Child);
 
 /// One client's habit.
 #[derive(Debug, Clone, Copy)]
@@ -51,30 +65,15 @@ impl Demo {
     /// Opens a free loopback port and lets the customers in.
     ///
     /// # Errors
-    /// No port or no thread can be had.
+    /// A process cannot be started, or no port can be had.
     pub fn start() -> Result<Self> {
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port for the sample API")?;
-        let address = listener.local_addr()?;
-        let over = Arc::new(AtomicBool::new(false));
-        thread::Builder::new().name("shop".to_owned()).spawn(move || {
-            for (seed, stream) in listener.incoming().flatten().enumerate() {
-                let served = move || serve(stream, &mut Dice::new(seed));
-                thread::Builder::new().name("shop".to_owned()).spawn(served).ok();
-            }
-        })?;
-        for (seed, habit) in HABITS.into_iter().enumerate() {
-            let over = over.clone();
-            thread::Builder::new().name("customer".to_owned()).spawn(move || {
-                let mut dice = Dice::new(seed);
-                while !over.load(Ordering::Relaxed) {
-                    // A refused or broken connection is tried again.
-                    visit(address, habit, &mut dice, &over);
-                    thread::sleep(habit.pause);
-                }
-            })?;
-        }
-        Ok(Self { address, over })
+        let mut shop = Part::start("shop", None)?;
+        let mut line = String::new();
+        let said = shop.0.stdout.take().context("the shop has no output")?;
+        BufReader::new(said).read_line(&mut line)?;
+        let address = line.trim().parse().context("no free loopback port for the sample API")?;
+        let customers = Part::start("customers", Some(address))?;
+        Ok(Self { address, _parts: [shop, customers] })
     }
 
     /// Where the API listens.
@@ -84,10 +83,65 @@ impl Demo {
     }
 }
 
-impl Drop for Demo {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+impl Part {
+    fn start(name: &str, shop: Option<SocketAddr>) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("demo").args(shop.map(|a| a.to_string())).env(NAME, name);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A terminal's Ctrl-C is for the agent: what it traces ends after it.
+        command.process_group(0);
+        Ok(Self(command.spawn().with_context(|| format!("failed to start the demo's {name}"))?))
     }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        // It ends by itself then; there is nothing to do about one that was gone before.
+        let _ = self.0.wait();
+    }
+}
+
+/// Is one part until standard input ends.
+///
+/// # Errors
+/// No port or no thread can be had.
+pub fn run(options: &Options) -> Result<()> {
+    if let Some(shop) = options.shop {
+        let_in(shop)?;
+    } else {
+        println!("{}", open()?);
+    }
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+/// The shop opens on a free loopback port.
+fn open() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port for the sample API")?;
+    let address = listener.local_addr()?;
+    thread::Builder::new().name("shop".to_owned()).spawn(move || {
+        for (seed, stream) in listener.incoming().flatten().enumerate() {
+            let served = move || serve(stream, &mut Dice::new(seed));
+            thread::Builder::new().name("shop".to_owned()).spawn(served).ok();
+        }
+    })?;
+    Ok(address)
+}
+
+/// Each habit becomes a customer of the shop.
+fn let_in(shop: SocketAddr) -> Result<()> {
+    for (seed, habit) in HABITS.into_iter().enumerate() {
+        thread::Builder::new().name("customer".to_owned()).spawn(move || {
+            let mut dice = Dice::new(seed);
+            loop {
+                // A refused or broken connection is tried again.
+                visit(shop, habit, &mut dice);
+                thread::sleep(habit.pause);
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// A linear congruential generator: the demo is the same each time.
@@ -141,13 +195,13 @@ fn probe(dice: &mut Dice) -> (&'static str, String, &'static str) {
 }
 
 /// One connection: requests until the server or the habit closes it.
-fn visit(address: SocketAddr, habit: Habit, dice: &mut Dice, over: &AtomicBool) -> Option<()> {
+fn visit(address: SocketAddr, habit: Habit, dice: &mut Dice) -> Option<()> {
     let stream = TcpStream::connect_timeout(&address, WAIT).ok()?;
     stream.set_nodelay(true).ok()?;
     stream.set_read_timeout(Some(WAIT)).ok()?;
     let mut answers = BufReader::new(stream.try_clone().ok()?);
     let mut stream = stream;
-    while !over.load(Ordering::Relaxed) {
+    loop {
         let (method, target, body) = (habit.next)(dice);
         let token = habit.token.map_or_else(String::new, |t| format!("Authorization: Bearer demo-{t}\r\n"));
         let connection = if habit.keep_alive { "keep-alive" } else { "close" };
@@ -163,7 +217,6 @@ fn visit(address: SocketAddr, habit: Habit, dice: &mut Dice, over: &AtomicBool) 
         }
         thread::sleep(habit.pause);
     }
-    Some(())
 }
 
 /// Answers the requests of one connection. `None`: the other end is gone or does not speak HTTP.
@@ -247,13 +300,10 @@ mod tests {
 
     #[test]
     fn the_shop_answers_each_habit() {
-        let demo = Demo::start().expect("starts");
+        let shop = open().expect("opens");
         for habit in HABITS {
             let mut dice = Dice::new(1);
-            assert!(
-                visit(demo.address(), Habit { keep_alive: false, ..habit }, &mut dice, &AtomicBool::new(false))
-                    .is_some()
-            );
+            assert!(visit(shop, Habit { keep_alive: false, ..habit }, &mut dice).is_some());
         }
     }
 }

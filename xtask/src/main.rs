@@ -53,6 +53,9 @@ enum Command {
     Deb(image::Options),
     /// Boot other kernels in an emulator and test the agent there.
     Vm(vm::Options),
+    /// A part of `run --demo`, in a process of its own.
+    #[command(hide = true)]
+    Demo(demo::Options),
     /// Measure what the agent costs.
     Bench(bench::Options),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Image(options) => image::image(&options),
         Command::Deb(options) => image::deb(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {

@@ -25,6 +25,9 @@ use crate::{
 /// How long the agent may take to end after a signal (its final flush included) before it is killed.
 pub const END: Duration = Duration::from_secs(15);
 
+/// How long an agent that heard of a signal by itself is left alone.
+const HEARD: Duration = Duration::from_secs(3);
+
 /// How to run.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -58,7 +61,12 @@ pub fn run(options: &Options) -> Result<()> {
             break status;
         }
         if stop.load(Ordering::Relaxed) {
-            // A terminal's Ctrl-C reached the agent too; a signal sent to this process alone did not.
+            // A terminal's Ctrl-C reached the agent too, and a second one would cut its last flush short; a signal
+            // sent to this process alone did not.
+            let asked = Instant::now();
+            while asked.elapsed() < HEARD && !agent.is_over()? {
+                thread::sleep(Duration::from_millis(20));
+            }
             let status = agent.end()?;
             if status.signal() == Some(SIGINT) {
                 // Asked before it had its handlers in place: it is gone, which was the wish.
