@@ -188,6 +188,7 @@ impl Agent {
     pub fn shared() -> &'static Self {
         static AGENT: OnceLock<Agent> = OnceLock::new();
         AGENT.get_or_init(|| {
+            sweep();
             // The thread that starts a child must outlive it, or its death ends the child: not a test's.
             let (send, receive) = std::sync::mpsc::sync_channel(1);
             std::thread::spawn(move || {
@@ -282,6 +283,20 @@ impl Agent {
             }
             assert!(Instant::now() < end, "the agent did not end within 15 s");
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The folders of shared agents whose process is gone: nothing runs when a process ends that would remove its own, and
+/// recordings of the whole machine are large.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid =
+            name.to_str().and_then(|n| n.strip_prefix("apiscope-test-")?.strip_suffix("-shared")?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            // One that another process removes at the same time is as good as removed.
+            let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
