@@ -85,7 +85,8 @@ fn apache_httpd() {
     let mut wanted: Vec<Want> = (0..20).map(|_| Want::any("GET", "/hello", 200).bodies(0, 5)).collect();
     wanted.push(Want::any("GET", "/large", 200).bodies(0, 3_000_000));
     wanted.push(Want::any("POST", "/hello", 200).bodies(10, 5));
-    hold(agent, port, &wanted, [Some(Attribution::Nested); 2]);
+    // Httpd's event loop hands a connection from thread to thread: which of the two ways finds the socket is not given.
+    hold(agent, port, &wanted, [None, Some(Attribution::Nested)]);
     std::fs::remove_dir_all(folder).expect("removable");
 }
 
