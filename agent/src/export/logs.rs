@@ -60,9 +60,8 @@ impl Queue {
             return;
         }
         let record = self.record(event);
-        let service = event.finding.service.clone();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push_back((if service.is_empty() { "apiscope".into() } else { service }, record));
+        waiting.push_back((event.finding.service.clone(), record));
         self.trim(&mut waiting);
     }
 
@@ -93,17 +92,10 @@ impl Queue {
         if !self.on {
             return;
         }
-        let mut record = self.logger.create_log_record();
-        record.set_event_name(event);
-        record.set_timestamp(SystemTime::now());
-        record.set_observed_timestamp(SystemTime::now());
-        record.set_severity_number(Severity::Info);
-        record.set_severity_text("INFO");
-        record.set_body(AnyValue::from(what.to_owned()));
+        let mut record = self.blank(event, SystemTime::now(), (Severity::Info, "INFO"), what);
         for (key, value) in attributes {
             record.add_attribute(*key, (*value).to_owned());
         }
-        let service = if service.is_empty() { "apiscope" } else { service };
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < MAX_OTHERS {
             waiting.push_back((service.to_owned(), record));
@@ -124,6 +116,8 @@ impl Queue {
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         let mut by_service = BTreeMap::<_, Vec<_>>::new();
         for (service, record) in waiting {
+            // What is of no service is the agent's.
+            let service = if service.is_empty() { "apiscope".into() } else { service };
             by_service.entry(service).or_default().push(record);
         }
         by_service
@@ -138,22 +132,34 @@ impl Queue {
         self.trim(&mut waiting);
     }
 
+    /// A record without attributes.
+    fn blank(
+        &self,
+        event: &'static str,
+        at: SystemTime,
+        severity: (Severity, &'static str),
+        body: &str,
+    ) -> SdkLogRecord {
+        let mut record = self.logger.create_log_record();
+        record.set_event_name(event);
+        record.set_timestamp(at);
+        record.set_observed_timestamp(SystemTime::now());
+        record.set_severity_number(severity.0);
+        record.set_severity_text(severity.1);
+        record.set_body(AnyValue::from(body.to_owned()));
+        record
+    }
+
     fn record(&self, event: &Event) -> SdkLogRecord {
         let f = &event.finding;
-        let mut record = self.logger.create_log_record();
         let time = |ns: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
-        record.set_event_name("apiscope.finding");
-        record.set_timestamp(time(f.last_seen));
-        record.set_observed_timestamp(SystemTime::now());
-        let (number, text) = match f.severity {
+        let severity = match f.severity {
             detect::Severity::Low => (Severity::Info, "INFO"),
             detect::Severity::Medium => (Severity::Warn, "WARN"),
             detect::Severity::High => (Severity::Error, "ERROR"),
             detect::Severity::Critical => (Severity::Fatal, "FATAL"),
         };
-        record.set_severity_number(number);
-        record.set_severity_text(text);
-        record.set_body(AnyValue::from(f.explanation.clone()));
+        let mut record = self.blank("apiscope.finding", time(f.last_seen), severity, &f.explanation);
         let change = match event.change {
             Change::Opened => "opened",
             Change::Updated => "updated",
