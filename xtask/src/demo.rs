@@ -8,13 +8,15 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
-    process::{Child, Command, Stdio},
+    process::Command,
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+
+use crate::run::Tied;
 
 /// Longest wait on a socket.
 const WAIT: Duration = Duration::from_millis(500);
@@ -35,13 +37,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Demo {
     address: SocketAddr,
-    // Their standard inputs end with ours, and they with them.
-    _parts: [Part; 2],
+    _parts: [Tied; 2],
 }
-
-/// A process that ends with the value.
-#[derive(Debug)]
-struct Part(Child);
 
 /// One client's habit.
 #[derive(Debug, Clone, Copy)]
@@ -67,12 +64,9 @@ impl Demo {
     /// # Errors
     /// A process cannot be started, or no port can be had.
     pub fn start() -> Result<Self> {
-        let mut shop = Part::start("shop", None)?;
-        let mut line = String::new();
-        let said = shop.0.stdout.take().context("the shop has no output")?;
-        BufReader::new(said).read_line(&mut line)?;
-        let address = line.trim().parse().context("no free loopback port for the sample API")?;
-        let customers = Part::start("customers", Some(address))?;
+        let mut shop = part("shop", None)?;
+        let address = shop.line()?.parse().context("no free loopback port for the sample API")?;
+        let customers = part("customers", Some(address))?;
         Ok(Self { address, _parts: [shop, customers] })
     }
 
@@ -83,23 +77,11 @@ impl Demo {
     }
 }
 
-impl Part {
-    fn start(name: &str, shop: Option<SocketAddr>) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("demo").args(shop.map(|a| a.to_string())).env(NAME, name);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // A terminal's Ctrl-C is for the agent: what it traces ends after it.
-        command.process_group(0);
-        Ok(Self(command.spawn().with_context(|| format!("failed to start the demo's {name}"))?))
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        // It ends by itself then; there is nothing to do about one that was gone before.
-        let _ = self.0.wait();
-    }
+fn part(name: &str, shop: Option<SocketAddr>) -> Result<Tied> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("demo").args(shop.map(|a| a.to_string())).env(NAME, name);
+    // A terminal's Ctrl-C is for the agent: what it traces ends after it.
+    Tied::start(&format!("the demo's {name}"), command.process_group(0))
 }
 
 /// Is one part until standard input ends.

@@ -1,8 +1,9 @@
 //! `cargo xtask run`: builds the agent and starts it as root.
 
 use std::{
+    io::{BufRead as _, BufReader},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -95,6 +96,39 @@ pub fn stopped() -> Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, flag.clone())?;
     }
     Ok(flag)
+}
+
+/// A helper of ours that ends when its standard input does: with the value, and with this process, however that ends.
+#[derive(Debug)]
+pub struct Tied(Child);
+
+impl Tied {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(what: &str, command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        Ok(Self(child.with_context(|| format!("failed to start {what}"))?))
+    }
+
+    /// The first line that it writes, to be asked for once; empty when it ends without one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.take().context("it was asked before")?).read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        // It ends by itself then; there is nothing to do about one that was gone before.
+        let _ = self.0.wait();
+    }
 }
 
 /// A process that ends, by its id, with the value.

@@ -2,8 +2,8 @@
 //!
 //! (a) ns per eBPF program run, and runs per request; (b) throughput and latency with the agent against
 //! without, in alternating rounds; (c) the agent's own CPU per exchange, and its memory; (d) the pipeline
-//! without a kernel; (e) TLS, against as many empty probes. Rounds alternate because a machine's speed drifts by more than the agent costs; so
-//! only ratios of neighbours are worth reading.
+//! without a kernel; (e) TLS, against as many empty probes. Rounds alternate because a machine's speed drifts by
+//! more than the agent costs; so only ratios of neighbours are worth reading.
 
 mod agent;
 mod load;

@@ -6,7 +6,6 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,7 +17,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Bench, agent::Statistics, load, median, summary};
-use crate::{place, root, run::Running, setup, step};
+use crate::{
+    place, root,
+    run::{Running, Tied},
+    setup, step,
+};
 
 /// Longest wait for a server to listen.
 const LISTEN: Duration = Duration::from_secs(20);
@@ -96,7 +99,7 @@ fn measure(bench: &Bench, server: &Server) -> Result<Value> {
                     agent.end()?;
                 }
                 _ => {
-                    let probes = Empty::attach(&server.files)?;
+                    let probes = empty_probes(&server.files)?;
                     empty.push(load()?);
                     drop(probes);
                 }
@@ -207,27 +210,12 @@ fn libraries(pid: u32) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Probes that do nothing where the agent's would be, while this lives.
-struct Empty(Child);
-
-impl Empty {
-    fn attach(files: &[PathBuf]) -> Result<Self> {
-        let mut command = root::command(place::target().join("release/examples/empty_probes"), "measuring")?;
-        let mut child = command.args(files).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
-        let empty = Self(child);
-        ensure!(line.trim() == "ready", "the empty probes were not attached");
-        Ok(empty)
-    }
-}
-
-impl Drop for Empty {
-    fn drop(&mut self) {
-        // The end of its input is its end.
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
-    }
+/// Probes that do nothing where the agent's would be, while the value lives.
+fn empty_probes(files: &[PathBuf]) -> Result<Tied> {
+    let mut command = root::command(place::target().join("release/examples/empty_probes"), "measuring")?;
+    let mut probes = Tied::start("the empty probes", command.args(files))?;
+    ensure!(probes.line()? == "ready", "the empty probes were not attached");
+    Ok(probes)
 }
 
 /// The part of the report for people.
