@@ -39,6 +39,21 @@ pub fn program(name: &str) -> std::path::PathBuf {
         .unwrap_or_else(|| panic!("{name} is not installed: `cargo xtask setup` installs what the tests need"))
 }
 
+/// Lets this process have as many descriptors as it may; returns how many those are.
+///
+/// # Panics
+/// The kernel refuses.
+pub fn raise_descriptors() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a valid struct, both times.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
+    limit.rlim_max
+}
+
 /// Waits until a program that prints `ready` has done so.
 ///
 /// # Panics

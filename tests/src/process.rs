@@ -1,16 +1,42 @@
 //! Programs that tests start, and where their files are while they run.
 
 use std::{
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
 use crate::{free_port, program, ready, tls};
 
+/// A process that ends with the value.
+pub struct Guard(pub Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Deref for Guard {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Guard {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
 /// A process that ends with its test, and the folder that goes with it.
 pub struct Process {
     /// The process.
-    pub child: Child,
+    pub child: Guard,
     /// Its own folder.
     pub folder: PathBuf,
     /// Where it listens on 127.0.0.1.
@@ -19,7 +45,7 @@ pub struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may still write there.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -63,16 +89,16 @@ impl Process {
     /// It does not start.
     #[must_use]
     pub fn spawn(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
-        let folder = std::env::temp_dir().join(format!("apiscope-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
         let port = free_port();
+        let folder = std::env::temp_dir().join(format!("apiscope-{name}-{}-{port}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
         let child = command(&folder, port)
             .current_dir(&folder)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("{name} does not start: {e}"));
-        Self { child, folder, port }
+        Self { child: Guard(child), folder, port }
     }
 
     /// As the agent names it.

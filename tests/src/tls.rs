@@ -1,31 +1,15 @@
 //! What tests of TLS share.
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::{free_port, program, ready};
+use crate::program;
 
-/// A server that ends with its test, and its certificate.
-pub struct Server {
-    /// Its process.
-    pub child: Child,
-    /// Where it runs: with `cert.pem` and `key.pem`.
-    pub folder: PathBuf,
-    /// Where it listens, on 127.0.0.1.
-    pub port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
+/// A server over TLS; `cert.pem` and `key.pem` are in its folder.
+pub use crate::process::Process as Server;
 
 impl Server {
     /// Starts a server from the code of an interpreter, which gets the port as its argument and says `ready`.
@@ -34,20 +18,12 @@ impl Server {
     /// It does not start.
     #[must_use]
     pub fn start(name: &str, interpreter: &str, code: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        certificate(&folder);
-        let port = free_port();
-        let mut child = Command::new(program(interpreter))
-            .args([if interpreter == "python3" { "-c" } else { "-e" }, code, &port.to_string()])
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        ready(&mut child);
-        Self { child, folder, port }
+        Self::ready(name, |folder, port| {
+            certificate(folder);
+            let mut command = Command::new(program(interpreter));
+            command.args([if interpreter == "python3" { "-c" } else { "-e" }, code, &port.to_string()]);
+            command
+        })
     }
 
     /// `openssl s_server`, which answers with files.
@@ -56,25 +32,17 @@ impl Server {
     /// It does not start.
     #[must_use]
     pub fn s_server() -> Self {
-        let port = free_port();
-        let folder = std::env::temp_dir().join(format!("apiscope-tls-{}-s_server-{port}", std::process::id()));
-        std::fs::create_dir_all(folder.join("curl")).expect("a folder");
-        certificate(&folder);
-        for i in 0..20 {
-            std::fs::write(folder.join(format!("curl/{i}")), "hello").expect("a file");
-        }
-        let child = Command::new(program("openssl"))
-            .args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem", "-WWW", "-accept", &port.to_string()])
-            .arg("-client_renegotiation")
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the server starts");
-        let server = Self { child, folder, port };
-        wait_for(port);
-        server
+        Self::listening("s_server", |folder, port| {
+            std::fs::create_dir_all(folder.join("curl")).expect("a folder");
+            certificate(folder);
+            for i in 0..20 {
+                std::fs::write(folder.join(format!("curl/{i}")), "hello").expect("a file");
+            }
+            let mut command = Command::new(program("openssl"));
+            command.args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem", "-WWW"]);
+            command.args(["-client_renegotiation", "-accept", &port.to_string()]);
+            command
+        })
     }
 
     /// Asks `count` times, by a process each, for `/CLIENT/i`.

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use apiscope::{
 };
 use apiscope_tests::{
     Agent, Want, free_port,
-    process::Process,
+    process::{Guard, Process},
     program,
     rpc::{self, Called},
     tls::certificate,
@@ -152,16 +152,6 @@ fn tonic() {
     }
 }
 
-/// A process that ends with its test.
-struct Caller(Child);
-
-impl Drop for Caller {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A Python that has grpcio.
 fn python() -> PathBuf {
     [program("python3"), "/usr/bin/python3".into()]
@@ -222,7 +212,7 @@ print('done', flush=True)"
         .expect("python starts");
     let mut lines = BufReader::new(child.stdout.take().expect("piped"));
     let mut input = child.stdin.take().expect("piped");
-    let _child = Caller(child);
+    let _child = Guard(child);
     let mut line = String::new();
     lines.read_line(&mut line).expect("a line");
     assert_eq!(line.trim(), "slow");

@@ -2,26 +2,16 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::{End, Protocol, Side};
-use apiscope_tests::{Agent, Call, Step, Want, free_port, play, play_many, program};
+use apiscope_tests::{Agent, Call, Step, Want, free_port, play, play_many, process::Guard, program};
 
 const HERE: &str = "127.0.0.1:0";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const OK: &[u8] = &[0x88];
-
-/// A process that ends with its test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
@@ -238,7 +228,7 @@ fn wait_for(port: u16) {
 }
 
 /// nginx that answers `ok` over HTTP/2 in plaintext, its port, and the folder that is to be removed.
-fn nginx(name: &str) -> (Process, u16, std::path::PathBuf) {
+fn nginx(name: &str) -> (Guard, u16, std::path::PathBuf) {
     let port = free_port();
     let folder = std::env::temp_dir().join(format!("apiscope-nginx-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -259,7 +249,7 @@ fn nginx(name: &str) -> (Process, u16, std::path::PathBuf) {
         .stderr(Stdio::null())
         .spawn()
         .expect("nginx starts");
-    let server = Process(nginx);
+    let server = Guard(nginx);
     wait_for(port);
     (server, port, folder)
 }
@@ -371,7 +361,7 @@ fn node_with_a_session_older_than_the_agent() {
         .expect("node starts");
     let mut lines = BufReader::new(node.stdout.take().expect("piped"));
     let mut input = node.stdin.take().expect("piped");
-    let _node = Process(node);
+    let _node = Guard(node);
     let mut line = String::new();
     lines.read_line(&mut line).expect("a line");
     assert_eq!(line.trim(), "ready");

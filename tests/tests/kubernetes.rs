@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{Arc, RwLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -23,7 +23,9 @@ use apiscope::{
 use apiscope_tests::{
     Agent,
     apiserver::{ApiServer, pod, uid},
-    free_port, program,
+    free_port,
+    process::Guard,
+    program,
 };
 use serde_json::{Value, json};
 
@@ -202,17 +204,6 @@ impl Drop for Cgroups {
     }
 }
 
-/// A process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A command that runs inside a container's cgroup.
 fn inside(procs: &Path, name: &str) -> Command {
     let mut command = Command::new("sh");
@@ -251,7 +242,7 @@ fn pods_of_a_second_are_named_on_both_ends() {
     let setup: String = (1..=ADDRESSES + 1).map(|i| format!("ip addr add 10.250.0.{i}/32 dev lo && ")).collect();
     let mut holder = Command::new(program("unshare"));
     holder.args(["-n", "sh", "-c", &format!("ip link set lo up && {setup} exec sleep 600")]);
-    let holder = Process(holder.spawn().expect("a network namespace"));
+    let holder = Guard(holder.spawn().expect("a network namespace"));
     wait("the namespace", || {
         let mut show = Command::new(program("ip"));
         show.args(["-br", "addr"]);
@@ -272,7 +263,7 @@ fn pods_of_a_second_are_named_on_both_ends() {
     let procs = cgroups.container("web-0", &container_id(1));
     let mut serve = inside(&procs, "python3");
     serve.args(["-m", "http.server", &port, "--bind", web]);
-    let _web = Process(in_namespace(serve, holder.0.id()).spawn().expect("a server"));
+    let _web = Guard(in_namespace(serve, holder.0.id()).spawn().expect("a server"));
     server.put("pods", pod("shop", "web-0", "web", NODE, Some(web), Some(&container_id(1))));
     wait("the web server", || {
         let mut ask = Command::new(program("curl"));

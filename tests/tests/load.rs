@@ -294,14 +294,8 @@ sys.stdin.read()
 #[test]
 #[ignore = "opens 20,000 descriptors: `cargo xtask test --long`"]
 fn ten_thousand_open_connections() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid struct, both times.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
-    assert!(limit.rlim_max >= 11_000, "this needs 11,000 descriptors a process; the limit is {}", limit.rlim_max);
+    let most = apiscope_tests::raise_descriptors();
+    assert!(most >= 11_000, "this needs 11,000 descriptors a process; the limit is {most}");
     let port = free_port();
     let agent = agent("open", port);
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a free port");

@@ -5,28 +5,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use apiscope_tests::{agent::binary, free_port, program, tls::certificate};
+use apiscope_tests::{agent::binary, free_port, process::Guard, program, tls::certificate};
 use serde_json::Value;
 
 /// What the chart adds (helm/templates/daemonset.yaml).
 const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search"];
 /// Someone who is not root: `nobody` of every distribution.
 const NOBODY: &str = "65534";
-
-/// A process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Numbers of `capability.h`: setpriv may be older than the names.
 fn number(name: &str) -> u8 {
@@ -51,7 +40,7 @@ fn restricted(capabilities: &[&str]) -> Command {
 }
 
 /// A web server of another user, which names itself in its environment; with TLS by what is in `folder`.
-fn server(folder: Option<&Path>) -> (Process, u16) {
+fn server(folder: Option<&Path>) -> (Guard, u16) {
     const TLS: &str = "import http.server, ssl, sys
 s = http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler)
 c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); c.load_cert_chain('cert.pem', 'key.pem')
@@ -71,7 +60,7 @@ s.socket = c.wrap_socket(s.socket, server_side=True); s.serve_forever()";
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let server = Process(command.spawn().expect("setpriv and python3"));
+    let server = Guard(command.spawn().expect("setpriv and python3"));
     let end = Instant::now() + Duration::from_secs(20);
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(Instant::now() < end, "the web server does not listen");
@@ -95,7 +84,7 @@ fn seen(capabilities: &[&str], scheme: &str, port: u16) -> Result<Value, String>
         .arg(&file);
     command.arg("--socket").arg(&socket).arg("--config").arg(folder.join("config.toml"));
     command.args(["--include-port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut agent = Process(command.spawn().expect("setpriv"));
+    let mut agent = Guard(command.spawn().expect("setpriv"));
     let end = Instant::now() + Duration::from_secs(60);
     while !apiscope::local::snapshot(&socket).is_ok_and(|s| s.ready) {
         if let Some(status) = agent.0.try_wait().expect("a child") {

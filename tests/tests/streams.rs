@@ -324,13 +324,7 @@ time.sleep(600)";
 #[test]
 #[ignore = "takes ten thousand descriptors twice"]
 fn ten_thousand_connections() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a struct of this call's own, twice.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
+    apiscope_tests::raise_descriptors();
     for worst in [false, true] {
         let agent = Agent::start(&format!("many-{worst}"), &["--side", "server"]);
         let before = resident(agent.child.id());

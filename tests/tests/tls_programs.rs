@@ -34,14 +34,23 @@ fn quiet(name: &str, folder: &Path) -> Command {
     command
 }
 
-/// Both ends saw `wanted` and every exchange of theirs says `attribution`, where one is given.
-fn hold(agent: &Agent, port: u16, wanted: &[Want], ends: [Option<Attribution>; 2]) {
+const NESTED: &[Attribution] = &[Attribution::Nested];
+
+/// The certificate and its key as `server.p12`, with the password "secret".
+fn key_store(folder: &Path) {
+    let export = ["pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-name", "server", "-out", "server.p12"];
+    let made = quiet("openssl", folder).args(export).args(["-passout", "pass:secret"]).status();
+    assert!(made.is_ok_and(|s| s.success()), "openssl makes a key store");
+}
+
+/// Both ends saw `wanted`, and the socket of every exchange was found in one of the ways that each end is given.
+fn hold(agent: &Agent, port: u16, wanted: &[Want], ends: [&[Attribution]; 2]) {
     let address = format!("127.0.0.1:{port}");
     agent.expect(&address, wanted);
-    for (side, attribution) in [Side::Server, Side::Client].into_iter().zip(ends) {
+    for (side, ways) in [Side::Server, Side::Client].into_iter().zip(ends) {
         for x in agent.seen(&address, side) {
             assert_eq!(x.scheme, Scheme::Https);
-            assert!(attribution.is_none_or(|a| a == x.attribution), "{side}: {:?}", x.attribution);
+            assert!(ways.contains(&x.attribution), "{side}: {:?}", x.attribution);
             assert!(x.tls_version.is_some() && x.tls_cipher.is_some(), "version and cipher of TLS are known");
         }
     }
@@ -85,8 +94,8 @@ fn apache_httpd() {
     let mut wanted: Vec<Want> = (0..20).map(|_| Want::any("GET", "/hello", 200).bodies(0, 5)).collect();
     wanted.push(Want::any("GET", "/large", 200).bodies(0, 3_000_000));
     wanted.push(Want::any("POST", "/hello", 200).bodies(10, 5));
-    // Httpd's event loop hands a connection from thread to thread: which of the two ways finds the socket is not given.
-    hold(agent, port, &wanted, [None, Some(Attribution::Nested)]);
+    // Seen once, not explained: the server's socket found by ciphertext, with every address and size right.
+    hold(agent, port, &wanted, [&[Attribution::Nested, Attribution::Ciphertext], NESTED]);
     std::fs::remove_dir_all(folder).expect("removable");
 }
 
@@ -101,9 +110,8 @@ fn nss_on_both_ends() {
     };
     std::fs::create_dir_all(folder.join("db")).expect("a folder");
     run("certutil", &["-N", "-d", "sql:db", "--empty-password"]);
-    let export = ["pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-name", "server", "-out", "server.p12"];
-    run("openssl", &[&export[..], &["-passout", "pass:x"]].concat());
-    run("pk12util", &["-i", "server.p12", "-d", "sql:db", "-W", "x", "-K", ""]);
+    key_store(&folder);
+    run("pk12util", &["-i", "server.p12", "-d", "sql:db", "-W", "secret", "-K", ""]);
     let port = free_port();
     let text = port.to_string();
     let mut server = quiet("selfserv", &folder);
@@ -133,7 +141,7 @@ fn nss_on_both_ends() {
     let mut wanted: Vec<Want> =
         (0..10).map(|i| Want { end: None, ..Want::any("GET", format!("/nss/{i}"), 200) }).collect();
     wanted.push(Want { end: None, ..Want::any("GET", "/curl", 200) });
-    hold(agent, port, &wanted, [Some(Attribution::Nested); 2]);
+    hold(agent, port, &wanted, [NESTED; 2]);
     std::fs::remove_dir_all(folder).expect("removable");
 }
 
@@ -164,7 +172,7 @@ fn ruby_on_both_ends() {
     assert!(client.is_ok_and(|s| s.success()), "every answer comes");
     let mut wanted: Vec<Want> = (0..10).map(|i| Want::any("GET", format!("/ruby/{i}"), 200).bodies(0, 5)).collect();
     wanted.push(Want::any("POST", "/ruby/echo", 200).bodies(100_000, 100_000));
-    hold(agent, server.port, &wanted, [Some(Attribution::Nested); 2]);
+    hold(agent, server.port, &wanted, [NESTED; 2]);
 }
 
 /// Requests of `openssl s_client` after each of its commands: `K` is a key update of both ends (TLS 1.3), `R` a
@@ -188,7 +196,7 @@ fn command_between(agent: &Agent, version: &str, command: &str) {
         assert!(client.wait().expect("ours").success(), "s_client gets its answer");
     }
     let wanted: Vec<Want> = (0..5).map(|i| Want { end: None, ..Want::any("GET", format!("/curl/{i}"), 200) }).collect();
-    hold(agent, server.port, &wanted, [Some(Attribution::Nested); 2]);
+    hold(agent, server.port, &wanted, [NESTED; 2]);
 }
 
 #[test]
@@ -215,9 +223,7 @@ public class Server { public static void main(String[] a) throws Exception {
 fn java_is_named_and_counted() {
     let agent = Agent::shared();
     let folder = folder("java");
-    let export = ["pkcs12", "-export", "-inkey", "key.pem", "-in", "cert.pem", "-name", "server", "-out", "server.p12"];
-    let made = quiet("openssl", &folder).args(export).args(["-passout", "pass:secret"]).status();
-    assert!(made.is_ok_and(|s| s.success()), "openssl makes a key store");
+    key_store(&folder);
     std::fs::write(folder.join("Server.java"), JAVA).expect("a file");
     let port = free_port();
     let mut server = quiet("java", &folder);
