@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -45,7 +45,7 @@ impl ApiServer {
     /// No port can be had.
     #[must_use]
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = crate::listener("127.0.0.1");
         let port = listener.local_addr().expect("an address").port();
         let inner =
             Arc::new(Inner { state: Mutex::new(State { version: 10, ..State::default() }), changed: Condvar::new() });

@@ -4,6 +4,17 @@
 //! The agent needs root; without it the tests fail and say so. One agent serves all tests of a binary:
 //! each test has a server address of its own and looks only at exchanges there.
 
+use std::{
+    net::TcpListener,
+    ops::Range,
+    os::{
+        fd::IntoRawFd as _,
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
+    sync::atomic::{AtomicU16, Ordering},
+};
+
 pub mod agent;
 pub mod apiserver;
 pub mod fuzz;
@@ -15,14 +26,45 @@ pub mod tls;
 pub use agent::{Agent, Want};
 pub use peer::{Call, Step, perform, play, play_many};
 
-/// A port that is free now.
+/// A port of this test alone: free now, never handed out before by this process nor by another that runs tests, and
+/// outside the range from which the kernel takes ports by itself. A recording is of the whole run, so that two servers
+/// at one address, one after the other, would be one server to whoever reads it.
 ///
 /// # Panics
 /// No port can be had: the machine is out of them.
 #[must_use]
 pub fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let (first, count) = (PORTS.start, PORTS.end - PORTS.start);
+    // Processes begin at different places, so that they seldom meet.
+    let begin = std::process::id().wrapping_mul(977) as u16 % count;
+    for _ in 0..count {
+        let port = first + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % count) % count;
+        if claim(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port in {PORTS:?}")
+}
+
+/// Below what kernels take by themselves: 32768 and above, where nobody changed `ip_local_port_range`.
+const PORTS: Range<u16> = 12_000..32_000;
+
+/// Takes a port for as long as this process lives: a name that the kernel gives once, and frees when its owner ends.
+fn claim(port: u16) -> bool {
+    let name = format!("apiscope-test-port-{port}");
+    let claimed = SocketAddr::from_abstract_name(name).and_then(|address| UnixDatagram::bind_addr(&address));
+    // A socket that is never closed holds the name; one for each server of a test run is few.
+    claimed.map(UnixDatagram::into_raw_fd).is_ok()
+}
+
+/// A listener at a [`free_port`] of this host.
+///
+/// # Panics
+/// As there.
+#[must_use]
+pub fn listener(host: &str) -> TcpListener {
+    TcpListener::bind((host, free_port())).expect("a port that was free a moment ago")
 }
 
 /// The program's path, or a panic that names it: a test never passes because something is absent.

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, IoSlice, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsRawFd as _, RawFd},
         unix::net::{UnixListener, UnixStream},
@@ -219,7 +219,11 @@ pub fn perform(address: &str, sessions: &[Vec<Step>]) -> String {
         std::fs::remove_file(path).expect("its own path");
         return address.to_owned();
     }
-    let listener = TcpListener::bind(address).expect("a free port");
+    let listener = match address.parse::<SocketAddr>() {
+        Ok(any) if any.port() == 0 => TcpListener::bind((any.ip(), crate::free_port())),
+        _ => TcpListener::bind(address),
+    };
+    let listener = listener.expect("a free port");
     let address = listener.local_addr().expect("an address");
     let mut threads = Vec::new();
     for steps in sessions {

@@ -3,12 +3,12 @@
 
 use std::{
     io::Write as _,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Command, Stdio},
 };
 
 use apiscope::exchange::{End, Side};
-use apiscope_tests::{Agent, Step, Want, play, program};
+use apiscope_tests::{Agent, Step, Want, listener, play, program};
 
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/calls.py");
 
@@ -117,7 +117,7 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 fn three_answers(reason: &str, client: impl FnOnce(u16)) {
     let agent = Agent::shared();
     let before = unread(reason);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listener = listener("127.0.0.1");
     let address = listener.local_addr().expect("an address");
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");

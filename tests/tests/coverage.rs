@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 
 use apiscope::coverage::{Library, Process, Reason};
 use apiscope_tests::{
-    Agent, free_port, program,
+    Agent, free_port, listener, program,
     tls::{certificate, wait_for},
 };
 use rustls::{
@@ -66,7 +66,7 @@ fn talk_by_rustls(folder: &Path, count: usize) {
             .with_root_certificates(roots)
             .with_no_client_auth(),
     );
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let listener = listener("127.0.0.1");
     let address = listener.local_addr().expect("an address");
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -23,7 +23,7 @@ use apiscope::{
 use apiscope_tests::{
     Agent,
     apiserver::{ApiServer, pod, uid},
-    free_port,
+    free_port, listener,
     process::Guard,
     program,
 };
@@ -138,7 +138,7 @@ fn wrong_configuration_is_named_and_tokens_stay() {
 
     let token = std::env::temp_dir().join(format!("apiscope-token-{}", std::process::id()));
     fs::write(&token, "canary-token").expect("written");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listener = listener("127.0.0.1");
     let server = Some(format!("http://{}", listener.local_addr().expect("an address")));
     let stats = Arc::new(Stats::default());
     let config = Kubernetes { server, token_file: Some(token.clone()), peers: false, ..config };

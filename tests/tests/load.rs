@@ -14,7 +14,7 @@ use std::{
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, free_port};
+use apiscope_tests::{Agent, free_port, listener};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -43,7 +43,7 @@ fn serve(listener: TcpListener, rest: impl Fn(&str) -> Duration + Send + Sync + 
 }
 
 fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listener = listener("127.0.0.1");
     let address = listener.local_addr().expect("an address");
     (listener, address)
 }
@@ -170,7 +170,7 @@ fn short_connection(port: u16, number: u64, path: &str) -> u64 {
 
 /// A server for connections of one request, without a thread for each.
 fn serve_shortly() -> u16 {
-    let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
+    let listener = listener("0.0.0.0");
     let port = listener.local_addr().expect("an address").port();
     let listener = Arc::new(listener);
     for _ in 0..2 {

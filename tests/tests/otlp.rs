@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Step, free_port, play};
+use apiscope_tests::{Agent, Step, free_port, listener, play};
 use serde_json::Value;
 
 /// What the collector handed on.
@@ -34,7 +34,7 @@ fn binary() -> PathBuf {
 
 /// Takes OTLP/JSON over HTTP.
 fn sink() -> (u16, Received) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listener = listener("127.0.0.1");
     let port = listener.local_addr().expect("an address").port();
     let received = Received::default();
     let its = received.clone();
@@ -271,7 +271,7 @@ fn http_protobuf() {
 #[test]
 fn a_collector_that_misbehaves() {
     for answer in [None, Some(&b"\x00\xffgarbage\r\n\r\n"[..])] {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = listener("127.0.0.1");
         let port = listener.local_addr().expect("an address").port();
         std::thread::spawn(move || {
             let mut kept = Vec::new();

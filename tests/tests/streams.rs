@@ -12,7 +12,7 @@ use std::{
 };
 
 use apiscope::exchange::{End, Exchange, Peer, Side};
-use apiscope_tests::{Agent, process::Process, program, ready};
+use apiscope_tests::{Agent, free_port, process::Process, program, ready};
 use h2::{SendStream, client::SendRequest};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::codegen::{
@@ -121,7 +121,7 @@ async fn ask(client: &SendRequest<Bytes>, connection: u64, n: u64) {
 
 /// Sends `requests` in all the shapes; gives the server's address and the number of connections.
 async fn load(requests: u64) -> (String, u64) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = TcpListener::bind(("127.0.0.1", free_port())).await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let server = tokio::spawn(serve(listener));
     let (mut number, mut connections) = (0, 0);

@@ -3,14 +3,13 @@
 
 use std::{
     io::Read as _,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Step, play, play_many, program};
+use apiscope_tests::{Agent, Step, listener, play, play_many, program};
 
 /// A folder that goes with its test.
 struct Folder(PathBuf);
@@ -234,7 +233,7 @@ fn wrong_variables_are_wrong_configuration() {
 #[test]
 fn collectors_that_do_not_take_it() {
     let folder = Folder::new("collectors");
-    let refusing = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let refusing = listener("127.0.0.1");
     let address = refusing.local_addr().expect("an address");
     std::thread::spawn(move || {
         for mut stream in refusing.incoming().flatten() {
