@@ -11,7 +11,7 @@ pub struct Findings {
     /// Socket of the agent
     #[arg(long, value_name = "PATH", env = "APISCOPE_SOCKET", default_value = "/run/apiscope/agent.sock")]
     socket: PathBuf,
-    /// Findings as a JSON array
+    /// A JSON array instead of a table
     #[arg(long)]
     json: bool,
     /// Findings as OCSF 1.4 Detection Findings (class 2004), a JSON array
@@ -29,6 +29,10 @@ impl Findings {
     /// Prints.
     pub fn run(&self) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
+        if self.rules && self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&detect::rules())?)?;
+            return Ok(());
+        }
         if self.rules {
             for rule in detect::rules() {
                 writeln!(out, "{}", rules(rule))?;

@@ -27,7 +27,7 @@ const AGAIN: u64 = 60;
 const UPDATE: u64 = 900;
 
 /// What is known about a rule: the texts are its documentation.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Rule {
     /// `D4`.
     pub id: &'static str,
@@ -54,7 +54,7 @@ pub struct Rule {
 }
 
 /// A number that can be set.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Setting {
     /// Its name after the rule's id.
     pub name: &'static str,

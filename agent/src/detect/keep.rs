@@ -97,6 +97,12 @@ pub fn list<'a, T: Packed + 'a>(items: impl IntoIterator<Item = &'a T>) -> Value
     text(&out)
 }
 
+/// The states of the principals in these slots.
+pub fn principals<T: Packed + Default + Clone>(states: &[T], slots: &[usize]) -> Value {
+    let none = T::default();
+    list(slots.iter().map(|&at| states.get(at).unwrap_or(&none)))
+}
+
 /// What [`list`] gave, at most so many.
 #[must_use]
 pub fn unlist<T: Packed>(value: Option<&Value>, most: usize) -> Vec<T> {

@@ -6,27 +6,36 @@
 //! or raw ids. Everything that grows has a bound here or in its detector's file. A baseline learns nothing
 //! while a finding covers it.
 //!
-//! One file per detector, or per family that shares its state; each says in its [`Rule`] what it looks at, how it decides, where that comes
-//! from, what it costs and where it is blind. [`rules`] lists them. Only the server's side is judged
+//! One file per detector, from D1 in `unauthenticated` to D21 in `egress`; each says in its [`Rule`] what it looks at,
+//! how it decides, where that comes from, what it costs and where it is blind. [`rules`] lists them. Only the server's side is judged
 //! (a client on the same node would be the same request twice), but for egress.
 
-mod auth;
-mod callers;
+mod drift;
+mod egress;
 mod enumeration;
+mod extraction;
 pub mod finding;
 mod keep;
-mod novelty;
+mod method_misuse;
+mod new_caller;
+mod new_endpoint;
+mod new_network;
 pub mod ocsf;
-mod principal;
-mod rhythm;
+mod off_hours;
+mod open_endpoint;
+mod pollution;
 mod scanning;
+mod sequence;
+mod sharing;
+mod single_purpose;
 pub mod sketch;
 mod slots;
 mod slow_leak;
 mod stuffing;
 mod transport;
-mod usage;
+mod unauthenticated;
 mod walk;
+mod zombie;
 
 use std::{cell::Cell, net::IpAddr, sync::Arc};
 
@@ -46,6 +55,9 @@ use crate::{
 pub const MAX_PRINCIPALS: usize = 50_000;
 /// Sources (addresses; of IPv6 the /64) that are told apart on a node.
 pub const MAX_SOURCES: usize = 16_384;
+
+/// Services that a detector tells apart.
+const MAX_SERVICES: usize = 4_096;
 
 /// Words in the routes of endpoints where people log in.
 const LOGIN: [&str; 13] = [
@@ -284,24 +296,24 @@ fn detectors(config: &config::Detect) -> Vec<Box<dyn Detector>> {
         Box::new(enumeration::Enumeration::new(&with(&enumeration::RULE))),
         Box::new(walk::Walk::new(&with(&walk::RULE))),
         Box::new(slow_leak::SlowLeak::new(&with(&slow_leak::RULE))),
-        Box::new(auth::Unauthenticated::new(&with(&auth::UNAUTHENTICATED))),
-        Box::new(auth::OpenEndpoint::new(&with(&auth::OPEN))),
+        Box::new(unauthenticated::Unauthenticated::new(&with(&unauthenticated::RULE))),
+        Box::new(open_endpoint::OpenEndpoint::new(&with(&open_endpoint::RULE))),
         Box::new(stuffing::Stuffing::new(&with(&stuffing::RULE))),
-        Box::new(principal::Extraction::new(&with(&principal::EXTRACTION))),
-        Box::new(principal::SinglePurpose::new(&with(&principal::SINGLE))),
-        Box::new(novelty::NewEndpoint::new(&with(&novelty::NEW))),
-        Box::new(novelty::Zombie::new(&with(&novelty::ZOMBIE))),
-        Box::new(callers::NewCaller::new(&with(&callers::CALLER))),
+        Box::new(extraction::Extraction::new(&with(&extraction::RULE))),
+        Box::new(single_purpose::SinglePurpose::new(&with(&single_purpose::RULE))),
+        Box::new(new_endpoint::NewEndpoint::new(&with(&new_endpoint::RULE))),
+        Box::new(zombie::Zombie::new(&with(&zombie::RULE))),
+        Box::new(new_caller::NewCaller::new(&with(&new_caller::RULE))),
         Box::new(transport::Transport::new(&with(&transport::RULE))),
-        Box::new(rhythm::Drift::new(&with(&rhythm::DRIFT))),
+        Box::new(drift::Drift::new(&with(&drift::RULE))),
         Box::new(scanning::Scanning::new(&with(&scanning::RULE))),
-        Box::new(novelty::MethodMisuse::new(&with(&novelty::METHOD))),
-        Box::new(principal::NewNetwork::new(&with(&principal::NETWORK))),
-        Box::new(rhythm::OffHours::new(&with(&rhythm::HOURS))),
-        Box::new(usage::Sequence::new(&with(&usage::SEQUENCE))),
-        Box::new(principal::Sharing::new(&with(&principal::SHARING))),
-        Box::new(usage::Pollution::new(&with(&usage::POLLUTION))),
-        Box::new(callers::Egress::new(&with(&callers::EGRESS))),
+        Box::new(method_misuse::MethodMisuse::new(&with(&method_misuse::RULE))),
+        Box::new(new_network::NewNetwork::new(&with(&new_network::RULE))),
+        Box::new(off_hours::OffHours::new(&with(&off_hours::RULE))),
+        Box::new(sequence::Sequence::new(&with(&sequence::RULE))),
+        Box::new(sharing::Sharing::new(&with(&sharing::RULE))),
+        Box::new(pollution::Pollution::new(&with(&pollution::RULE))),
+        Box::new(egress::Egress::new(&with(&egress::RULE))),
     ]
 }
 
