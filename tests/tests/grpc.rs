@@ -10,7 +10,7 @@ use std::{
 };
 
 use apiscope::{
-    coverage::Reason,
+    coverage::{Library, Reason},
     exchange::{Api, Attribution, End, Exchange, Side},
 };
 use apiscope_tests::{
@@ -18,7 +18,7 @@ use apiscope_tests::{
     process::{Guard, Process},
     program,
     rpc::{self, Called},
-    tls::certificate,
+    tls::{certificate, wait_for},
 };
 
 /// Of one call: path, status, messages and bytes of content both ways.
@@ -251,4 +251,108 @@ print('done', flush=True)"
         assert_eq!(of("Slow"), Some((Api::Grpc, Some(0), Some([1, 2]))));
         assert!(seen.iter().any(|e| e.path.as_deref() == Some("/t.Echo/Slow") && e.duration_ns > 1_000_000_000));
     }
+}
+
+/// What `cargo xtask test --long` fetched and named in this variable.
+fn fetched(variable: &str) -> PathBuf {
+    let path = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.exists());
+    path.unwrap_or_else(|| {
+        panic!("{variable} names nothing: `cargo xtask test --long` fetches it and says why it cannot")
+    })
+}
+
+#[test]
+#[ignore = "fetches gRPC for Java"]
+fn grpc_java() {
+    let agent = Agent::shared();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/grpc-java/Echo.java");
+    let java = |what: &str, port: u16| {
+        let mut command = Command::new(program("java"));
+        command.arg("-cp").arg(fetched("APISCOPE_GRPC_JAVA").join("*")).args([source, what, &port.to_string()]);
+        command
+    };
+    let server = Process::ready("grpc-java", |_, port| java("serve", port));
+    let out = java("call", server.port).stdin(Stdio::null()).output().expect("java starts");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let lines = String::from_utf8(out.stdout).expect("JSON");
+    let calls: Vec<Called> = lines.lines().map(|line| serde_json::from_str(line).expect("a call")).collect();
+    assert_eq!(calls.len(), 1 + 8 * 29);
+    check(agent, &server.address(), &calls);
+}
+
+/// grpc-go through Envoy: each call four times, at both ends of both connections. Envoy's BoringSSL is stripped: what
+/// comes to it in TLS is counted as not read, with the library and the reason, and its other side is seen all the same.
+#[test]
+#[ignore = "fetches Envoy"]
+fn envoy() {
+    let agent = Agent::shared();
+    let behind = go_server("grpc-go-behind-envoy", false);
+    let (plain, tls) = (free_port(), free_port());
+    let envoy = Process::spawn("envoy", |folder, _| {
+        certificate(folder);
+        std::fs::write(folder.join("envoy.yaml"), envoy_config(plain, tls, behind.port)).expect("writable");
+        let mut command = Command::new(fetched("APISCOPE_ENVOY"));
+        command.args(["-c", "envoy.yaml", "--concurrency", "2", "--use-dynamic-base-id", "-l", "error"]);
+        command
+    });
+    wait_for(plain);
+    let through = |arguments: &[&str]| -> Vec<Called> {
+        let out = envoy.client(&grpc_go().display().to_string(), arguments);
+        let lines = String::from_utf8(out.stdout).expect("JSON");
+        lines.lines().map(|line| serde_json::from_str(line).expect("a call")).collect()
+    };
+    let calls = through(&["call", &plain.to_string()]);
+    assert_eq!(calls.len(), 1 + 8 * 31 + 2);
+    check(agent, &format!("127.0.0.1:{plain}"), &calls);
+    check(agent, &behind.address(), &calls);
+
+    let more = through(&["call", &tls.to_string(), "cert.pem"]);
+    check(agent, &behind.address(), &[calls, more].concat());
+    assert!(agent.seen(&format!("127.0.0.1:{tls}"), Side::Server).is_empty(), "it is not read, and nothing is guessed");
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let snapshot = agent.snapshot().unwrap_or_default();
+        let own = snapshot.tls_coverage.processes.into_iter().find(|p| p.pid == envoy.child.id());
+        if let Some(own) = own.as_ref().filter(|own| own.connections.unread > 0 && !own.libraries.is_empty()) {
+            let found = own.libraries.iter().map(|f| (f.library, f.reason)).collect::<Vec<_>>();
+            assert_eq!(found, [(Library::Boringssl, Some(Reason::Stripped))], "{own:?}");
+            return;
+        }
+        assert!(Instant::now() < end, "its TLS is not counted: {own:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A listener in plaintext and one with TLS; both go on to `behind` by HTTP/2.
+fn envoy_config(plain: u16, tls: u16, behind: u16) -> String {
+    const TYPE: &str = "type.googleapis.com/envoy.extensions";
+    let manager = format!(
+        r#"{{"name": "manager", "typed_config": {{
+  "@type": "{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+  "stat_prefix": "all", "codec_type": "AUTO",
+  "http_filters": [{{"name": "router", "typed_config": {{"@type": "{TYPE}.filters.http.router.v3.Router"}}}}],
+  "route_config": {{"virtual_hosts": [{{"name": "all", "domains": ["*"],
+    "routes": [{{"match": {{"prefix": "/"}}, "route": {{"cluster": "behind", "timeout": "0s"}}}}]}}]}}}}}}"#
+    );
+    let security = format!(
+        r#"{{"name": "tls", "typed_config": {{
+  "@type": "{TYPE}.transport_sockets.tls.v3.DownstreamTlsContext",
+  "common_tls_context": {{"alpn_protocols": ["h2", "http/1.1"], "tls_certificates":
+    [{{"certificate_chain": {{"filename": "cert.pem"}}, "private_key": {{"filename": "key.pem"}}}}]}}}}}}"#
+    );
+    let at = |port: u16| format!(r#"{{"socket_address": {{"address": "127.0.0.1", "port_value": {port}}}}}"#);
+    format!(
+        r#"{{"static_resources": {{
+"listeners": [
+  {{"address": {}, "filter_chains": [{{"filters": [{manager}]}}]}},
+  {{"address": {}, "filter_chains": [{{"filters": [{manager}], "transport_socket": {security}}}]}}],
+"clusters": [{{"name": "behind", "type": "STATIC",
+  "typed_extension_protocol_options": {{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {{
+    "@type": "{TYPE}.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {{"http2_protocol_options": {{}}}}}}}},
+  "load_assignment": {{"cluster_name": "behind",
+    "endpoints": [{{"lb_endpoints": [{{"endpoint": {{"address": {}}}}}]}}]}}}}]}}}}"#,
+        at(plain),
+        at(tls),
+        at(behind)
+    )
 }

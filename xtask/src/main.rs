@@ -13,6 +13,7 @@ mod ebpf;
 mod helm;
 mod image;
 mod place;
+mod programs;
 mod root;
 mod run;
 mod setup;

@@ -15,12 +15,12 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{collector, ebpf, helm, place, root, step};
+use crate::{collector, ebpf, helm, place, programs, root, step};
 
 /// How long a refusal is believed.
 const REMEMBER: Duration = Duration::from_secs(3600);
 /// Longest time for a package manager, and for a tool that is compiled.
-const LIMIT: Duration = Duration::from_secs(1200);
+pub const LIMIT: Duration = Duration::from_secs(1200);
 /// Version of cargo-deny.
 pub const DENY: &str = "0.20.2";
 
@@ -35,6 +35,8 @@ pub enum Level {
     Deny,
     /// The end-to-end tests' servers and clients.
     Test,
+    /// What the tests of `cargo xtask test --long` run besides: Envoy, gRPC for Java.
+    Long,
     /// The chart's checks: helm (five minutes to build) and kubeconform.
     Helm,
     /// The emulator that boots other kernels.
@@ -57,7 +59,7 @@ pub struct Options {
 /// Something that has no substitute could not be had.
 pub fn run(options: &Options) -> Result<()> {
     fs::remove_dir_all(place::cache("refused")?).ok();
-    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Vm, Level::Helm, Level::Bench];
+    let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Long, Level::Vm, Level::Helm, Level::Bench];
     let levels = if options.levels.is_empty() { &all[..] } else { &options.levels };
     for level in levels {
         need(*level)?;
@@ -93,6 +95,17 @@ pub fn need(level: Level) -> Result<()> {
             }
             Ok(())
         }
+        Level::Long => {
+            need(Level::Test)?;
+            if !programs::envoy()?.is_file() {
+                once("envoy", programs::fetch_envoy).unwrap_or_else(|e| say(&format!("no Envoy: {e:#}")));
+            }
+            if !programs::grpc_java()?.is_dir() {
+                once("grpc-java", programs::fetch_grpc_java)
+                    .unwrap_or_else(|e| say(&format!("no gRPC for Java: {e:#}")));
+            }
+            Ok(())
+        }
         Level::Helm => {
             if helm::helm()?.is_file() && helm::kubeconform()?.is_file() {
                 Ok(())
@@ -106,6 +119,9 @@ pub fn need(level: Level) -> Result<()> {
         }
         Level::Bench => {
             packages(&BENCH);
+            if !grpc_go()?.is_file() {
+                once("grpc-go", make_grpc_go)?;
+            }
             match BENCH.iter().find(|p| place::program(p.program).is_none()) {
                 Some(missing) => {
                     Err(anyhow!("bench needs {}: install the package {}", missing.program, missing.package))

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build, collector, place, root,
+    build, collector, place, programs, root,
     setup::{self, Level},
     step,
 };
@@ -38,7 +38,11 @@ pub struct Options {
 /// # Errors
 /// A test fails, or the tests cannot be built or started.
 pub fn run(options: &Options) -> Result<()> {
-    setup::need(if options.quick { Level::Run } else { Level::Test })?;
+    setup::need(match (options.quick, options.long) {
+        (true, _) => Level::Run,
+        (false, true) => Level::Long,
+        (false, false) => Level::Test,
+    })?;
     if !options.quick {
         // Now, not after minutes of unit tests.
         root::command("true", "the end-to-end tests")?;
@@ -58,6 +62,8 @@ pub fn run(options: &Options) -> Result<()> {
             command.arg(format!("APISCOPE={}", place::agent().display()));
             command.arg(format!("APISCOPE_OTELCOL={}", collector::binary()?.display()));
             command.arg(format!("APISCOPE_GRPC_GO={}", setup::grpc_go()?.display()));
+            command.arg(format!("APISCOPE_ENVOY={}", programs::envoy()?.display()));
+            command.arg(format!("APISCOPE_GRPC_JAVA={}", programs::grpc_java()?.display()));
             command.arg(format!("APISCOPE_VALIDATORS={}", setup::validators()?.display()));
             for name in ["PATH", "CARGO_MANIFEST_DIR"] {
                 let value = if name == "PATH" {

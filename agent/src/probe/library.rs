@@ -56,6 +56,8 @@ const TEXTS: [(&[u8], Library); 4] = [
     (b"Enabled GnuTLS ", Library::Gnutls),
     (b"LibreSSL ", Library::Libressl),
 ];
+/// The source of BoringSSL's `SSL_read`, which its errors name (OpenSSL's is C). BoringSSL has no versions.
+const BORINGSSL: &[u8] = b"ssl/ssl_lib.cc";
 
 /// The library whose functions a file has: what must be there to read what it carries.
 #[must_use]
@@ -90,9 +92,9 @@ pub fn not_read(path: &Path, reason: Reason) -> Option<Found> {
 /// The library that a file without its functions' names contains, by its texts.
 #[must_use]
 pub fn by_text(file: &File) -> Option<Found> {
-    let (library, version) = search(file, &TEXTS).ok().flatten()?;
+    let (library, version) = search(file, &TEXTS, Some(BORINGSSL)).ok().flatten()?;
     let reason = if library == Library::Rustls { Reason::Unsupported } else { Reason::Stripped };
-    Some(Found { library, version: Some(version), reason: Some(reason) })
+    Some(Found { library, version, reason: Some(reason) })
 }
 
 /// The version of a library that is in `file`, which was found at `path`. libssl does not know its own: libcrypto
@@ -112,12 +114,17 @@ pub fn version(file: &File, path: &Path, library: Library) -> Option<String> {
         let name = name.strip_prefix("libssl").filter(|_| beside)?;
         File::open(path.with_file_name(format!("libcrypto{name}"))).ok()
     };
-    let of = |file: &File| Some(search(file, &texts).ok()??.1);
+    let of = |file: &File| search(file, &texts, None).ok()??.1;
     crypto().and_then(|f| of(&f)).or_else(|| of(file))
 }
 
-/// The first of `texts` that is followed by a version, which ends the text.
-fn search(file: &File, texts: &[(&[u8], Library)]) -> io::Result<Option<(Library, String)>> {
+/// The first of `texts` that is followed by a version, which ends the text; else BoringSSL, when `boringssl` is there.
+fn search(
+    file: &File,
+    texts: &[(&[u8], Library)],
+    boringssl: Option<&[u8]>,
+) -> io::Result<Option<(Library, Option<String>)>> {
+    let mut without = None;
     let mut buffer = vec![0u8; WINDOW + LONGEST];
     let end = file.metadata()?.len().min(MAX_TEXT);
     let mut at = 0;
@@ -126,16 +133,19 @@ fn search(file: &File, texts: &[(&[u8], Library)]) -> io::Result<Option<(Library
         for (text, library) in texts {
             for found in memchr::memmem::find_iter(&buffer[..n], text) {
                 if let Some(version) = version_at(&buffer[found + text.len()..n]) {
-                    return Ok(Some((*library, version)));
+                    return Ok(Some((*library, Some(version))));
                 }
             }
+        }
+        if without.is_none() && boringssl.is_some_and(|text| memchr::memmem::find(&buffer[..n], text).is_some()) {
+            without = Some((Library::Boringssl, None));
         }
         if n < buffer.len() {
             break;
         }
         at += WINDOW as u64;
     }
-    Ok(None)
+    Ok(without)
 }
 
 /// Fills `buffer` as far as the file goes.
@@ -186,7 +196,10 @@ mod tests {
             let found = by_text(&File::open(&path).expect("there")).expect("found");
             assert_eq!((found.library, found.version.as_deref()), (Library::Rustls, Some("0.23.12")), "{before}");
         }
-        std::fs::write(&path, b"OpenSSL is fun").expect("written");
+        std::fs::write(&path, b"external/boringssl+/ssl/ssl_lib.cc\0OpenSSL is fun").expect("written");
+        let found = by_text(&File::open(&path).expect("there")).expect("found");
+        assert_eq!((found.library, found.version), (Library::Boringssl, None));
+        std::fs::write(&path, b"OpenSSL is fun, ssl/ssl_lib.c").expect("written");
         assert_eq!(by_text(&File::open(&path).expect("there")), None);
         std::fs::remove_file(path).expect("removable");
     }

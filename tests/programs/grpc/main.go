@@ -2,6 +2,8 @@
 //
 //	serve PORT [CERTIFICATE KEY]   answers until it is killed; prints ready
 //	call  PORT [CERTIFICATE]       makes the calls, prints one line of JSON for each with what it sent and got
+//	load  PORT SECONDS             unary calls at full speed, 8 at a time on each of 4 connections; prints how many were
+//	                               answered, how many failed, and the median and 99th percentile of their time
 package main
 
 import (
@@ -13,6 +15,8 @@ import (
 	"log"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -159,6 +163,51 @@ func calls(port string, transport credentials.TransportCredentials) {
 	note(call(connection, "Wait", 300*time.Millisecond, 9))
 }
 
+func load(port string, last time.Duration) {
+	const connections, atOnce = 4, 8
+	type part struct {
+		times  []time.Duration
+		failed int
+	}
+	parts := make(chan part, connections*atOnce)
+	end := time.Now().Add(last)
+	started := time.Now()
+	for range connections {
+		connection, err := grpc.NewClient("127.0.0.1:"+port, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})))
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer connection.Close()
+		for range atOnce {
+			go func() {
+				var p part
+				request, answer := make([]byte, 32), []byte(nil)
+				for begun := time.Now(); begun.Before(end); {
+					if err := connection.Invoke(context.Background(), "/go.Echo/Unary", &request, &answer); err != nil {
+						p.failed++
+					}
+					now := time.Now()
+					p.times = append(p.times, now.Sub(begun))
+					begun = now
+				}
+				parts <- p
+			}()
+		}
+	}
+	var times []time.Duration
+	failed := 0
+	for range connections * atOnce {
+		p := <-parts
+		times, failed = append(times, p.times...), failed+p.failed
+	}
+	seconds := time.Since(started).Seconds()
+	slices.Sort(times)
+	at := func(share float64) float64 { return float64(times[int(share*float64(len(times)-1))].Nanoseconds()) / 1e3 }
+	json.NewEncoder(os.Stdout).Encode(map[string]any{"calls": len(times), "failed": failed,
+		"rate": float64(len(times)) / seconds, "p50_us": at(0.5), "p99_us": at(0.99)})
+}
+
 func main() {
 	port, files := os.Args[2], os.Args[3:]
 	switch os.Args[1] {
@@ -186,5 +235,11 @@ func main() {
 			}
 		}
 		calls(port, transport)
+	case "load":
+		seconds, err := strconv.Atoi(files[0])
+		if err != nil {
+			log.Fatal(err)
+		}
+		load(port, time.Duration(seconds)*time.Second)
 	}
 }

@@ -72,10 +72,7 @@ impl Nginx {
     /// wrk or h2load fails or meets errors.
     pub fn full_speed(&self, traffic: Traffic, seconds: u64) -> Result<Speed> {
         if let Traffic::Http2(streams) = traffic {
-            let mut load = Command::new(place::program("h2load").context("no h2load")?);
-            load.args(["-t1", "-c", HTTP2_CONNECTIONS, &format!("-m{streams}"), "-D", &seconds.to_string()]);
-            let text = step::output(load.arg(format!("http://127.0.0.1:{}/", self.http2)))?;
-            return Speed::parse_h2load(&text).with_context(|| format!("h2load said:\n{text}"));
+            return h2load(&format!("http://127.0.0.1:{}/", self.http2), seconds, streams);
         }
         let more: &[&str] = if traffic == Traffic::NewConnection { &["-H", "Connection: close"] } else { &[] };
         wrk(&format!("http://127.0.0.1:{}/", self.port), seconds, more)
@@ -106,6 +103,17 @@ impl Nginx {
         }
         Ok(held)
     }
+}
+
+/// h2load at full speed for `seconds`, with so many streams at a time on each connection.
+///
+/// # Errors
+/// It fails or meets errors.
+pub fn h2load(url: &str, seconds: u64, streams: u32) -> Result<Speed> {
+    let mut load = Command::new(place::program("h2load").context("no h2load")?);
+    load.args(["-t1", "-c", HTTP2_CONNECTIONS, &format!("-m{streams}"), "-D", &seconds.to_string()]);
+    let text = step::output(load.arg(url))?;
+    Speed::parse_h2load(&text).with_context(|| format!("h2load said:\n{text}"))
 }
 
 /// wrk at full speed for `seconds`.
@@ -144,7 +152,7 @@ impl Traffic {
     }
 }
 
-/// What wrk or h2load measured.
+/// What wrk, h2load or the client of gRPC measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
     /// Requests answered.

@@ -6,6 +6,7 @@
 //! more than the agent costs; so only ratios of neighbours are worth reading.
 
 mod agent;
+mod grpc;
 mod load;
 mod pipeline;
 mod tls;
@@ -95,7 +96,7 @@ pub fn run(options: &Options) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("failed to make {}", folder.display()))?;
     let stop = stopped()?;
     let nginx = Nginx::start(&folder)?;
-    let bench = Bench { binary, folder, size, nginx, stop };
+    let bench = Bench { binary, folder, size, nginx, grpc: grpc::Server::start()?, stop };
     let mut report = json!({ "machine": machine(), "quick": options.quick });
     if !options.tls {
         report["kernel"] = bench.kernel()?;
@@ -120,8 +121,12 @@ struct Bench {
     folder: PathBuf,
     size: Size,
     nginx: Nginx,
+    grpc: grpc::Server,
     stop: Arc<AtomicBool>,
 }
+
+/// A kind of traffic, and how to make it for so many seconds.
+type Load<'a> = (&'static str, Box<dyn Fn(u64) -> Result<Speed> + 'a>);
 
 impl Bench {
     /// Everything started so far ends on the way out.
@@ -130,6 +135,14 @@ impl Bench {
             bail!("interrupted");
         }
         Ok(())
+    }
+
+    fn loads(&self) -> Vec<Load<'_>> {
+        let nginx = TRAFFIC.into_iter().map(|traffic| -> Load<'_> {
+            (traffic.name(), Box::new(move |seconds| self.nginx.full_speed(traffic, seconds)))
+        });
+        let grpc: Load<'_> = ("gRPC, unary", Box::new(|seconds| self.grpc.full_speed(seconds)));
+        nginx.chain([grpc]).collect()
     }
 
     fn agent(&self, server_only: bool) -> Result<Agent> {
@@ -142,11 +155,11 @@ impl Bench {
         eprintln!("  eBPF programs ...");
         let _statistics = Statistics::on()?;
         let mut found = Vec::new();
-        for traffic in TRAFFIC {
+        for (traffic, load) in self.loads() {
             for (ends, server_only, per_request) in ENDS {
                 let agent = self.agent(server_only)?;
                 let before = agent.programs()?;
-                let speed = self.nginx.full_speed(traffic, self.size.seconds)?;
+                let speed = load(self.size.seconds)?;
                 let after = agent.programs()?;
                 agent.end()?;
                 let requests = speed.requests as f64;
@@ -163,7 +176,7 @@ impl Bench {
                     }));
                 }
                 found.push(json!({
-                    "traffic": traffic.name(),
+                    "traffic": traffic,
                     "ends": ends,
                     "ns_per_exchange": total as f64 / (requests * per_request),
                     "programs": programs,
@@ -179,21 +192,21 @@ impl Bench {
             eprintln!("  note: somebody has kernel.bpf_stats_enabled on, which costs throughput");
         }
         let mut found = Vec::new();
-        for traffic in TRAFFIC {
+        for (traffic, load) in self.loads() {
             for (ends, server_only, per_request) in ENDS {
-                eprintln!("  throughput, {}, {ends}: {} rounds ...", traffic.name(), self.size.rounds);
+                eprintln!("  throughput, {traffic}, {ends}: {} rounds ...", self.size.rounds);
                 let (mut without, mut with, mut cpu, mut lost) = (Vec::new(), Vec::new(), Vec::new(), 0);
                 // What ran first is warmer or cooler than what ran second: take turns.
                 for round in 0..self.size.rounds {
                     for traced in [round % 2 == 0, round % 2 != 0] {
                         self.go_on()?;
                         if !traced {
-                            without.push(self.nginx.full_speed(traffic, self.size.seconds)?);
+                            without.push(load(self.size.seconds)?);
                             continue;
                         }
                         let agent = self.agent(server_only)?;
                         let before = agent.cpu_us()?;
-                        let speed = self.nginx.full_speed(traffic, self.size.seconds)?;
+                        let speed = load(self.size.seconds)?;
                         thread::sleep(SETTLE);
                         cpu.push((agent.cpu_us()? - before) as f64 / (speed.requests as f64 * per_request));
                         lost += agent.lost().unwrap_or(0);
@@ -204,7 +217,7 @@ impl Bench {
                 let ratio =
                     |of: fn(&Speed) -> f64| median(with.iter().zip(&without).map(|(a, b)| of(a) / of(b)).collect());
                 found.push(json!({
-                    "traffic": traffic.name(),
+                    "traffic": traffic,
                     "ends": ends,
                     "without": summary(&without),
                     "with": summary(&with),

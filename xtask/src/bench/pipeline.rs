@@ -1,4 +1,5 @@
-//! The criterion benchmark of the agent's pipeline, run and read back.
+//! The criterion benchmarks of the agent without a kernel, run and read back: `pipeline` from records to patterns,
+//! `detect` through routes, patterns and every detector.
 
 use std::{
     fs,
@@ -10,19 +11,17 @@ use serde_json::{Value, json};
 
 use crate::{place, setup, step};
 
-/// Runs `cargo bench --bench pipeline` and returns one entry per benchmark; none where there is none yet.
+/// Runs `cargo bench` of both and returns one entry per benchmark.
 ///
 /// # Errors
 /// It fails, or what criterion wrote cannot be read.
 pub fn run(quick: bool) -> Result<Value> {
-    if !place::root().join("agent/benches/pipeline.rs").is_file() {
-        return Ok(json!([]));
-    }
     let folder = place::target().join("criterion");
     // Results of benchmarks that no longer exist must not be reported.
     fs::remove_dir_all(&folder).ok();
     let mut bench = setup::cargo();
-    bench.args(["bench", "--locked", "--package", "apiscope", "--bench", "pipeline", "--", "--noplot"]);
+    bench.args(["bench", "--locked", "--package", "apiscope", "--bench", "pipeline", "--bench", "detect"]);
+    bench.args(["--", "--noplot"]);
     step::plainly(if quick { bench.arg("--quick") } else { &mut bench })?;
     let mut found = Vec::new();
     for estimates in estimates_in(&folder) {

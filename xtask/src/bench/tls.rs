@@ -1,8 +1,8 @@
 //! TLS: probe hits a request and ns a hit; throughput with the agent, and with as many probes that do nothing, against
 //! without.
 //!
-//! The client is wrk, whose OpenSSL is the same file as nginx's: its calls are hits too, whichever end is traced. So hits
-//! are those of both ends; of Go's server the programs `go_*` are its own.
+//! The clients are wrk and h2load, whose OpenSSL is the same file as nginx's: its calls are hits too, whichever end is
+//! traced. So hits are those of both ends; of Go's server the programs `go_*` are its own.
 
 use std::{
     fs,
@@ -30,6 +30,8 @@ const LISTEN: Duration = Duration::from_secs(20);
 struct Server {
     name: &'static str,
     url: String,
+    /// Names of the traffic that it gets, with the streams of HTTP/2 at a time.
+    traffic: &'static [(&'static str, Option<u32>)],
     files: Vec<PathBuf>,
     _running: Running,
 }
@@ -54,14 +56,20 @@ pub fn run(bench: &Bench) -> Result<Value> {
     let mut found = Vec::new();
     for start in [nginx, go] {
         let server = start(&folder)?;
-        found.push(measure(bench, &server)?);
+        for &(traffic, streams) in server.traffic {
+            found.push(measure(bench, &server, traffic, streams)?);
+        }
     }
     Ok(found.into())
 }
 
-fn measure(bench: &Bench, server: &Server) -> Result<Value> {
-    eprintln!("  TLS, {}: {} rounds ...", server.name, bench.size.rounds);
-    let load = || load::wrk(&server.url, bench.size.seconds, &[]);
+fn measure(bench: &Bench, server: &Server, traffic: &str, streams: Option<u32>) -> Result<Value> {
+    let name = format!("{}, {traffic}", server.name);
+    eprintln!("  TLS, {name}: {} rounds ...", bench.size.rounds);
+    let load = || match streams {
+        Some(streams) => load::h2load(&server.url, bench.size.seconds, streams),
+        None => load::wrk(&server.url, bench.size.seconds, &[]),
+    };
     let statistics = Statistics::on()?;
     let agent = bench.agent(true)?;
     let before = agent.programs()?;
@@ -84,7 +92,7 @@ fn measure(bench: &Bench, server: &Server) -> Result<Value> {
     }
     agent.end()?;
     drop(statistics);
-    ensure!(hits > 0, "the agent does not read the TLS of {}", server.name);
+    ensure!(hits > 0, "the agent does not read the TLS of {name}");
 
     let (mut without, mut with, mut empty) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..bench.size.rounds {
@@ -108,7 +116,7 @@ fn measure(bench: &Bench, server: &Server) -> Result<Value> {
     }
     let ratio = |a: &[load::Speed], b: &[load::Speed]| median(a.iter().zip(b).map(|(a, b)| a.rate / b.rate).collect());
     Ok(json!({
-        "server": server.name,
+        "server": name,
         "hits_per_request": hits as f64 / requests,
         "ns_per_hit": ns as f64 / hits as f64,
         "programs": programs,
@@ -134,7 +142,7 @@ fn nginx(folder: &Path) -> Result<Server> {
     let config = format!(
         "daemon off;\nworker_processes 1;\npid nginx.pid;\nerror_log error.log crit;\nevents {{ }}\nhttp {{\n  \
          access_log off;\n  keepalive_requests 1000000000;\n  keepalive_timeout 600;\n{temporary}  server {{ listen \
-         127.0.0.1:{port} ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem; location / {{ return 200 \
+         127.0.0.1:{port} ssl http2; ssl_certificate cert.pem; ssl_certificate_key key.pem; location / {{ return 200 \
          \"ok\\n\"; }} }}\n}}\n"
     );
     let file = folder.join("nginx.conf");
@@ -143,7 +151,10 @@ fn nginx(folder: &Path) -> Result<Server> {
     command.arg("-p").arg(folder).arg("-c").arg(&file).args(["-e", "error.log"]);
     let running = start("nginx", &mut command, port)?;
     let files = libraries(running.pid())?;
-    Ok(Server { name: "nginx", url: format!("https://127.0.0.1:{port}/"), files, _running: running })
+    let url = format!("https://127.0.0.1:{port}/");
+    // wrk does not offer HTTP/2, h2load takes it.
+    let traffic = &[("HTTP/1.1", None), ("HTTP/2, 1 stream", Some(1)), ("HTTP/2, 32 streams", Some(32))];
+    Ok(Server { name: "nginx", url, traffic, files, _running: running })
 }
 
 /// The tests' Go server, where the machine has Go.
@@ -170,7 +181,7 @@ fn go(folder: &Path) -> Result<Server> {
     wrk.wait()?;
     let mut files = files?;
     files.push(program);
-    Ok(Server { name: "Go", url, files, _running: running })
+    Ok(Server { name: "Go", url, traffic: &[("HTTP/1.1", None)], files, _running: running })
 }
 
 /// A wrk that has just started, and ends after a second.
