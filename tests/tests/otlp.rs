@@ -2,6 +2,7 @@
 //! server in the test.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::PathBuf,
@@ -129,6 +130,29 @@ fn counted(received: &Received, route: &str) -> u64 {
     newest.unwrap_or(0)
 }
 
+/// Requests of a route by scheme of their credential and whether they were refused, as the newest export says.
+fn credentials(received: &Received, route: &str) -> BTreeMap<(String, bool), u64> {
+    let received = received.lock().expect("not poisoned");
+    let newest = received.iter().rev().find_map(|export| {
+        let mut all = BTreeMap::new();
+        for metric in list(export, &["resourceMetrics", "scopeMetrics", "metrics"]) {
+            if metric["name"] != "apiscope.auth.requests" {
+                continue;
+            }
+            for point in metric["sum"]["dataPoints"].as_array().into_iter().flatten() {
+                if attribute(point, "http.route").is_some_and(|r| r == route) {
+                    let count = point["asInt"].as_str().and_then(|c| c.parse::<u64>().ok()).expect("a count");
+                    let scheme = attribute(point, "apiscope.auth.scheme").and_then(Value::as_str).expect("a scheme");
+                    let refused = attribute(point, "apiscope.auth.refused").and_then(Value::as_bool).expect("a flag");
+                    *all.entry((scheme.to_owned(), refused)).or_default() += count;
+                }
+            }
+        }
+        (!all.is_empty()).then_some(all)
+    });
+    newest.unwrap_or_default()
+}
+
 fn traffic(path: &str, n: usize, status: u16) {
     let mut steps = Vec::new();
     for i in 0..n {
@@ -185,7 +209,10 @@ fn through(protocol: &str) {
     std::thread::sleep(Duration::from_secs(2));
     let _collector = collector(grpc, http, port);
     traffic(&path, 10, 500);
-    wait("30 requests", || counted(&received, &route) == 30);
+    traffic(&path, 5, 401);
+    wait("35 requests", || counted(&received, &route) == 35);
+    let shown = BTreeMap::from([(("bearer".to_owned(), false), 30), (("bearer".to_owned(), true), 5)]);
+    wait("the credentials", || credentials(&received, &route) == shown);
     let spans = || -> Vec<Value> {
         let received = received.lock().expect("not poisoned");
         let all = received.iter().flat_map(|e| list(e, &["resourceSpans", "scopeSpans", "spans"]));
