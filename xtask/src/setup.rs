@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{collector, ebpf, helm, place, programs, root, step};
+use crate::{collector, ebpf, helm, image, place, programs, root, step};
 
 /// How long a refusal is believed.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -41,6 +41,8 @@ pub enum Level {
     Helm,
     /// The emulator that boots other kernels.
     Vm,
+    /// What builds for 64-bit ARM and emulates it (`cargo xtask vm --arch arm64`): 400 MB.
+    Arm64,
     /// The measurements' server, load generator and bpftool.
     Bench,
 }
@@ -48,7 +50,7 @@ pub enum Level {
 /// What to set up.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// For which command; all of them by default.
+    /// For which command; by default all but arm64.
     #[arg(value_enum)]
     levels: Vec<Level>,
 }
@@ -59,6 +61,7 @@ pub struct Options {
 /// Something that has no substitute could not be had.
 pub fn run(options: &Options) -> Result<()> {
     fs::remove_dir_all(place::cache("refused")?).ok();
+    // Not arm64: large, and of use to few.
     let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Long, Level::Vm, Level::Helm, Level::Bench];
     let levels = if options.levels.is_empty() { &all[..] } else { &options.levels };
     for level in levels {
@@ -116,6 +119,13 @@ pub fn need(level: Level) -> Result<()> {
         Level::Vm => {
             packages(&VM);
             Ok(())
+        }
+        Level::Arm64 => {
+            packages(&ARM64);
+            if let Some(missing) = ARM64.iter().find(|p| place::program(p.program).is_none()) {
+                bail!("arm64 needs {}: install the package {}", missing.program, missing.package);
+            }
+            if image::has_library(image::ARM64)? { Ok(()) } else { once("rust-std-arm64", library_of_arm64) }
         }
         Level::Bench => {
             packages(&BENCH);
@@ -180,8 +190,11 @@ const TEST: [Package; 20] = [
     from("java", "default-jdk-headless"),
 ];
 
-/// The one for arm64 is asked for where it is used.
 const VM: [Package; 1] = [from("qemu-system-x86_64", "qemu-system-x86")];
+
+/// Emulator, C compiler (of ring) and linker, C library.
+const ARM64: [Package; 2] =
+    [from("qemu-system-aarch64", "qemu-system-arm"), from("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")];
 
 const BENCH: [Package; 4] =
     [from("nginx", "nginx-light"), from("wrk", "wrk"), from("h2load", "nghttp2-client"), from("bpftool", "bpftool")];
@@ -307,19 +320,36 @@ fn compiler_from_debian() -> Result<()> {
 }
 
 fn compiler_from_rustup() -> Result<()> {
+    has_rustup(ebpf::RUSTC)?;
+    let mut command = Command::new("rustup");
+    command.args(["toolchain", "install", ebpf::RUSTC, "--profile", "minimal", "--component", "rust-src"]);
+    step::quietly(&format!("installing Rust {} for eBPF", ebpf::RUSTC), &mut command, LIMIT)
+}
+
+/// rustup, and a server that has the release.
+fn has_rustup(release: &str) -> Result<()> {
     let server = env::var("RUSTUP_DIST_SERVER").unwrap_or_else(|_| "https://static.rust-lang.org".to_owned());
     if place::program("rustup").is_none() {
         bail!("rustup is not installed");
     }
     // rustup itself would try for minutes.
     if place::program("curl").is_some() {
-        let probe = format!("{server}/dist/channel-rust-{}.toml.sha256", ebpf::RUSTC);
+        let probe = format!("{server}/dist/channel-rust-{release}.toml.sha256");
         step::output(Command::new("curl").args(["-fsS", "--max-time", "8", "-o", "/dev/null", &probe]))
             .with_context(|| format!("{server} cannot be reached"))?;
     }
-    let mut command = Command::new("rustup");
-    command.args(["toolchain", "install", ebpf::RUSTC, "--profile", "minimal", "--component", "rust-src"]);
-    step::quietly(&format!("installing Rust {} for eBPF", ebpf::RUSTC), &mut command, LIMIT)
+    Ok(())
+}
+
+/// Of the release in `rust-toolchain.toml`.
+fn library_of_arm64() -> Result<()> {
+    let version = step::output(Command::new("rustc").arg("-V"))?;
+    let release = version.split(' ').nth(1).unwrap_or_default();
+    let lack = || format!("Rust's standard library for {} is not here and could not be fetched", image::ARM64);
+    has_rustup(release).with_context(lack)?;
+    let mut add = Command::new("rustup");
+    add.args(["target", "add", image::ARM64]).current_dir(place::root());
+    step::quietly("installing Rust's standard library for arm64", &mut add, LIMIT).with_context(lack)
 }
 
 fn deny() -> Result<()> {

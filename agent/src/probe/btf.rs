@@ -13,6 +13,7 @@ pub const PATH: &str = "/sys/kernel/btf/vmlinux";
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNCTION: u32 = 12;
 const KIND_PROTOTYPE: u32 = 13;
@@ -124,6 +125,16 @@ impl Btf {
         (0..parameters).find(|&i| self.name(prototype + 12 + i as usize * 8).is_some_and(|n| n == parameter))
     }
 
+    /// Does the enumeration `name` have the constant `constant`? `None` where there is no such enumeration.
+    #[must_use]
+    pub fn has_constant(&self, name: &str, constant: &str) -> Option<bool> {
+        self.types.iter().skip(1).map(|&at| at as usize).find_map(|at| {
+            let (KIND_ENUM, constants) = self.kind(at)? else { return None };
+            let named = self.name(at)? == name && constants > 0;
+            named.then(|| (0..constants as usize).any(|i| self.name(at + 12 + i * 8) == Some(constant)))
+        })
+    }
+
     /// Bit offset and type of a member.
     fn member(&self, at: usize, wanted: &str, depth: usize) -> Option<(u32, u32)> {
         let (kind, members) = self.kind(at)?;
@@ -190,6 +201,9 @@ mod tests {
         assert!(functions.contains("tcp_sendmsg") && !functions.contains("no_such"));
         assert_eq!(btf.parameter("tcp_sendmsg", "msg"), Some(1));
         assert_eq!(btf.parameter("tcp_sendmsg", "no_such"), None);
+        assert_eq!(btf.has_constant("bpf_func_id", "BPF_FUNC_loop"), Some(true));
+        assert_eq!(btf.has_constant("bpf_func_id", "BPF_FUNC_no_such"), Some(false));
+        assert_eq!(btf.has_constant("no_such", "BPF_FUNC_loop"), None);
     }
 
     #[test]

@@ -449,9 +449,6 @@ fn first_lines(error: &aya::programs::ProgramError) -> String {
     if log::log_enabled!(log::Level::Debug) {
         log::debug!("verifier: {text}");
     }
-    if text.contains("#181") {
-        return "it has no bpf_loop (Linux 5.17 and later have it)".into();
-    }
     let tail: Vec<&str> = text.lines().rev().take(12).collect();
     tail.into_iter().rev().fold(io_error.to_string(), |all, line| all + "\n  " + line)
 }

@@ -26,7 +26,9 @@ const MOST: usize = 40 << 20;
 /// Where Debian and its kin keep the certificates of public authorities.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Targets that can be built, with their names in images and packages.
-const TARGETS: [(&str, &str); 2] = [("x86_64-unknown-linux-gnu", "amd64"), ("aarch64-unknown-linux-gnu", "arm64")];
+const TARGETS: [(&str, &str); 2] = [("x86_64-unknown-linux-gnu", "amd64"), (ARM64, "arm64")];
+/// The target of 64-bit ARM.
+pub const ARM64: &str = "aarch64-unknown-linux-gnu";
 
 /// What to make.
 #[derive(Debug, Args)]
@@ -173,23 +175,40 @@ impl Program {
 
 /// Builds the program with its C library linked in.
 fn build(target: &str) -> Result<PathBuf> {
-    let libraries = step::output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
-    if !Path::new(libraries.trim()).is_dir() {
+    Ok(link_static(target, &[("apiscope", "apiscope")])?.join("apiscope"))
+}
+
+/// Builds programs, each a package and a binary of it, for release with the C library linked in. Returns the folder
+/// where they are.
+///
+/// # Errors
+/// The target's standard library is not installed, or the build fails.
+pub fn link_static(target: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
+    if !has_library(target)? {
         bail!("Rust's standard library for {target} is not installed: `rustup target add {target}`");
     }
     // Of its own: the flags are others than those of the usual build, which would be thrown away.
     let folder = place::target().join("image");
     let mut build = setup::cargo();
-    build.args(["build", "--release", "--locked", "--package", "apiscope", "--target", target]).arg("--target-dir");
-    build
-        .arg(&folder)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+    build.args(["build", "--release", "--locked", "--target", target]).arg("--target-dir").arg(&folder);
+    for (package, binary) in programs {
+        build.args(["--package", package, "--bin", binary]);
+    }
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
     if target.starts_with("aarch64") && env::consts::ARCH != "aarch64" {
         build.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
     }
     step::plainly(&mut build)?;
-    Ok(folder.join(target).join("release/apiscope"))
+    Ok(folder.join(target).join("release"))
+}
+
+/// Is Rust's standard library for `target` installed?
+///
+/// # Errors
+/// There is no rustc.
+pub fn has_library(target: &str) -> Result<bool> {
+    let libraries = step::output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
+    Ok(Path::new(libraries.trim()).is_dir())
 }
 
 /// Machine of a 64-bit ELF program (`e_machine`), and whether it asks for a dynamic linker (`PT_INTERP`).

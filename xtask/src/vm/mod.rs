@@ -12,7 +12,7 @@ mod machine;
 mod table;
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -23,7 +23,9 @@ use clap::{Args, ValueEnum};
 
 use self::{image::Image, kernels::Kernel, machine::Machine, table::Results};
 use crate::{
-    build, place,
+    build,
+    image::{ARM64, link_static},
+    place,
     setup::{self, Level},
     step,
 };
@@ -73,7 +75,7 @@ pub enum Arch {
     /// PC.
     #[value(name = "x86_64")]
     X86,
-    /// 64-bit ARM; `APISCOPE_VM_ARM64` names a folder with `apiscope` and `apiscope-guest` built for it.
+    /// 64-bit ARM.
     Arm64,
 }
 
@@ -97,7 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
             return Ok(());
         }
     }
-    setup::need(Level::Vm)?;
+    setup::need(if options.arch == Arch::Arm64 { Level::Arm64 } else { Level::Vm })?;
     let machine = Machine::find(options.arch)?;
     let image = image(options)?;
     let started = Instant::now();
@@ -178,14 +180,13 @@ fn image(options: &Options) -> Result<PathBuf> {
             (agent, place::target().join("debug/apiscope-guest"))
         }
         Arch::Arm64 => {
-            let folder = env::var_os("APISCOPE_VM_ARM64").map(PathBuf::from).context(
-                "APISCOPE_VM_ARM64 must name a folder with apiscope and apiscope-guest for aarch64, linked statically",
-            )?;
-            (folder.join("apiscope"), folder.join("apiscope-guest"))
+            let wanted = [("apiscope", "apiscope"), ("apiscope-tests", "apiscope-guest")];
+            let built = link_static(ARM64, &wanted[usize::from(options.agent.is_some())..])?;
+            (options.agent.clone().unwrap_or_else(|| built.join("apiscope")), built.join("apiscope-guest"))
         }
     };
-    image.program("/apiscope", &stripped(&agent, "apiscope")?);
-    image.program("/init", &stripped(&guest, "guest")?);
+    image.program("/apiscope", &stripped(&agent, "apiscope", options.arch)?);
+    image.program("/init", &stripped(&guest, "guest", options.arch)?);
     if options.arch == Arch::X86 {
         for library in libraries(&[&agent, &guest])? {
             image.program(&library.to_string_lossy(), &fs::read(&library)?);
@@ -201,10 +202,11 @@ fn image(options: &Options) -> Result<PathBuf> {
 
 /// A program without its debug information, where `strip` is there to take it away: the guest unpacks the
 /// image on a slow processor.
-fn stripped(program: &Path, name: &str) -> Result<Vec<u8>> {
-    let small = place::target().join("vm").join(name);
+fn stripped(program: &Path, name: &str, arch: Arch) -> Result<Vec<u8>> {
+    let small = place::target().join("vm").join(format!("{name}-{}", arch.name()));
     fs::create_dir_all(place::target().join("vm"))?;
-    let stripped = Command::new("strip").arg("--strip-all").arg("-o").arg(&small).arg(program).output();
+    let strip = if arch == Arch::Arm64 { "aarch64-linux-gnu-strip" } else { "strip" };
+    let stripped = Command::new(strip).arg("--strip-all").arg("-o").arg(&small).arg(program).output();
     let from = if stripped.is_ok_and(|out| out.status.success()) { &small } else { program };
     fs::read(from).with_context(|| format!("failed to read {}", from.display()))
 }
