@@ -45,7 +45,7 @@ use crate::{
     emit,
     maps::{CLIENT, setting},
     registers,
-    tls::{self, Call, SESSIONS, Session},
+    tls::{self, Call, SESSIONS, Session, Transfer},
 };
 
 /// Goroutines that are remembered, one in a read for every idle connection. Of one that was forgotten the next
@@ -121,11 +121,12 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
             if let Some(calls) = current(&ctx) {
                 // SAFETY: map memory of this goroutine.
                 let calls = unsafe { &mut *calls };
-                if calls.call.op == Op::GO_HANDSHAKE && calls.call.plain != 0 {
-                    let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: calls.call.session };
-                    tls::bind(&session, calls.call.plain, 0, Tier::NESTED);
+                if calls.call.op == Op::GO_HANDSHAKE && calls.call.transfer.plain != 0 {
+                    let session =
+                        Session { tgid: bpf_get_current_pid_tgid() >> 32, address: calls.call.transfer.session };
+                    tls::bind(&session, calls.call.transfer.plain, 0, Tier::NESTED);
                     // The first request may have come with the client's last message.
-                    tls::used(calls.call.plain, calls.call.last);
+                    tls::used(calls.call.transfer.plain, calls.call.transfer.last);
                 }
                 pop(calls);
             }
@@ -145,13 +146,13 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn go_read(ctx: ProbeContext) -> u32 {
     // A copy: what follows is the same for both cases, and looked at once by the verifier.
-    let mut call = Call::default();
-    let bytes = moved(&ctx, &mut call);
+    let mut transfer = Transfer::default();
+    let bytes = moved(&ctx, &mut transfer);
     if bytes > 0 {
-        settle(&mut call);
-        tls::deliver(&mut call, Op::GO_READ, bytes as u64, 0);
+        settle(&mut transfer);
+        tls::deliver(&mut transfer, Op::GO_READ, bytes as u64, 0);
     } else if bytes == 0 {
-        tls::ended(&mut call, Op::GO_READ);
+        tls::ended(&transfer, Op::GO_READ);
     }
     0
 }
@@ -159,7 +160,7 @@ pub fn go_read(ctx: ProbeContext) -> u32 {
 /// Fills in what was read: how many bytes, 0 at the end, -1 for nothing to do. With a stack of its own: all stacks
 /// of a chain of calls together may have 512 bytes.
 #[inline(never)]
-fn moved(ctx: &ProbeContext, call: &mut Call) -> i64 {
+fn moved(ctx: &ProbeContext, transfer: &mut Transfer) -> i64 {
     let mut bytes = argument(ctx, 0) as i64;
     let mut error = argument(ctx, 2);
     let op = op(ctx);
@@ -178,14 +179,14 @@ fn moved(ctx: &ProbeContext, call: &mut Call) -> i64 {
             emit::count(Count::UNREADABLE);
             return -1;
         }
-        call.session = arguments[0];
-        call.buffer = arguments[1];
+        transfer.session = arguments[0];
+        transfer.buffer = arguments[1];
         if op != Op::GO_RECORD {
             emit::count(Count::TLS_CALLS);
         }
         if op == Op::GO_COPY {
             error = 0;
-            call.buffer = argument(ctx, 1);
+            transfer.buffer = argument(ctx, 1);
             bytes = argument(ctx, 2) as i64;
         }
     } else {
@@ -193,11 +194,11 @@ fn moved(ctx: &ProbeContext, call: &mut Call) -> i64 {
         // SAFETY: map memory of this goroutine.
         let calls = unsafe { &mut *calls };
         let is_read = calls.call.op == Op::GO_READ;
-        call.session = calls.call.session;
-        call.buffer = calls.call.buffer;
-        call.plain = calls.call.plain;
-        call.first[0] = calls.call.first[0];
-        call.last[0] = calls.call.last[0];
+        transfer.session = calls.call.transfer.session;
+        transfer.buffer = calls.call.transfer.buffer;
+        transfer.plain = calls.call.transfer.plain;
+        transfer.first[0] = calls.call.transfer.first[0];
+        transfer.last[0] = calls.call.transfer.last[0];
         pop(calls);
         if !is_read {
             return -1;
@@ -219,27 +220,27 @@ pub fn go_write(ctx: ProbeContext) -> u32 {
     let Some(calls) = (if is_return { current(&ctx) } else { begin(&ctx, Op::GO_WRITE) }) else { return 0 };
     // SAFETY: map memory of this goroutine.
     let calls = unsafe { &mut *calls };
-    settle(&mut calls.call);
-    let mut bytes = calls.call.size;
+    settle(&mut calls.call.transfer);
+    let mut bytes = calls.call.transfer.size;
     if is_return {
         // Without an error it is all of it, whatever part the one that returned did.
         if argument(&ctx, 1) != 0 {
             bytes = argument(&ctx, 0);
         }
     } else {
-        let early = tls::plaintext(calls.call.plain).is_some_and(|c| c.role == CLIENT || bytes <= PIECE);
+        let early = tls::plaintext(calls.call.transfer.plain).is_some_and(|c| c.role == CLIENT || bytes <= PIECE);
         calls.counted = u64::from(early);
-        if !early && let Some(writing) = tls::writing(calls.call.plain) {
+        if !early && let Some(writing) = tls::writing(calls.call.transfer.plain) {
             *writing = 1;
         }
     }
     if is_return != (calls.counted != 0) && calls.call.op == Op::GO_WRITE && bytes as i64 > 0 {
-        tls::deliver(&mut calls.call, Op::GO_WRITE, bytes, 1);
+        tls::deliver(&mut calls.call.transfer, Op::GO_WRITE, bytes, 1);
     }
     // Asked again: a flag that is kept would have the verifier look at all of the above twice.
     if op(&ctx) != Op::GO_WRITE {
         if calls.counted == 0
-            && let Some(writing) = tls::writing(calls.call.plain)
+            && let Some(writing) = tls::writing(calls.call.transfer.plain)
         {
             *writing = 0;
         }
@@ -260,7 +261,7 @@ fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
     let calls = unsafe { &mut *calls };
     let (session, buffer) = (argument(ctx, 0), argument(ctx, 1));
     let call = &mut calls.call;
-    if call.op == op && call.stack == stack && call.session == session && call.buffer == buffer {
+    if call.op == op && call.stack == stack && call.transfer.session == session && call.transfer.buffer == buffer {
         return None;
     }
     emit::count(Count::TLS_CALLS);
@@ -270,22 +271,22 @@ fn begin(ctx: &ProbeContext, op: u64) -> Option<*mut Calls> {
         calls.outer = Outer {
             op: call.op,
             stack: call.stack,
-            session: call.session,
-            buffer: call.buffer,
-            size: call.size,
-            plain: call.plain,
+            session: call.transfer.session,
+            buffer: call.transfer.buffer,
+            size: call.transfer.size,
+            plain: call.transfer.plain,
             counted: calls.counted,
             end: calls.end,
         };
     }
     call.op = op;
     call.stack = stack;
-    call.session = session;
-    call.buffer = buffer;
-    call.size = argument(ctx, 2);
-    call.plain = 0;
-    call.first = [0; 2];
-    call.last = [0; 2];
+    call.transfer.session = session;
+    call.transfer.buffer = buffer;
+    call.transfer.size = argument(ctx, 2);
+    call.transfer.plain = 0;
+    call.transfer.first = [0; 2];
+    call.transfer.last = [0; 2];
     calls.counted = 0;
     calls.end = if buffer > registers::stack(ctx) && buffer < end { end } else { 0 };
     Some(calls)
@@ -316,7 +317,7 @@ fn current(ctx: &ProbeContext) -> Option<*mut Calls> {
         pop(calls);
     }
     if calls.end != 0 {
-        calls.call.buffer = calls.call.buffer.wrapping_add(end.wrapping_sub(calls.end));
+        calls.call.transfer.buffer = calls.call.transfer.buffer.wrapping_add(end.wrapping_sub(calls.end));
         calls.end = end;
     }
     Some(found)
@@ -329,25 +330,25 @@ fn pop(calls: &mut Calls) {
     calls.outer.op = 0;
     calls.call.op = outer.op;
     calls.call.stack = outer.stack;
-    calls.call.session = outer.session;
-    calls.call.buffer = outer.buffer;
-    calls.call.size = outer.size;
-    calls.call.plain = outer.plain;
-    calls.call.first = [0; 2];
-    calls.call.last = [0; 2];
+    calls.call.transfer.session = outer.session;
+    calls.call.transfer.buffer = outer.buffer;
+    calls.call.transfer.size = outer.size;
+    calls.call.transfer.plain = outer.plain;
+    calls.call.transfer.first = [0; 2];
+    calls.call.transfer.last = [0; 2];
     calls.counted = outer.counted;
     calls.end = outer.end;
 }
 
 /// A session that has a socket keeps it: only a handshake gives it another.
 #[inline(always)]
-fn settle(call: &mut Call) {
-    let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: call.session };
+fn settle(transfer: &mut Transfer) {
+    let session = Session { tgid: bpf_get_current_pid_tgid() >> 32, address: transfer.session };
     let Some(id) = SESSIONS.get_ptr(&session) else { return };
     // SAFETY: map memory.
     let id = unsafe { *id };
     if id >> 63 == 0 && tls::plaintext(id).is_some() {
-        call.plain = id;
+        transfer.plain = id;
     }
 }
 

@@ -1,5 +1,7 @@
 //! The only reads of kernel structs, through offsets resolved from BTF at load time.
 
+use core::mem::offset_of;
+
 use agent_ebpf::Open;
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs};
 
@@ -73,6 +75,8 @@ pub fn ports(sock: u64) -> (u16, u16) {
     (local, u16::from_be(remote))
 }
 
+const _: () = assert!(offset_of!(Open, remote) - offset_of!(Open, peer_sock) == 24);
+
 /// Fills the addresses of a connection.
 // SAFETY: callers pass valid map memory.
 #[inline(always)]
@@ -82,10 +86,15 @@ pub unsafe fn addresses(sock: u64, open: *mut Open) {
     unsafe {
         (*open).family = family;
         (*open).sock = sock;
-        (*open).peer_sock = 0;
         (*open).path_len = 0;
-        (*open).local = [0; 16];
-        (*open).remote = [0; 16];
+        // Both addresses and what is in front of them, word by word: at once it would be a call of a function, and the
+        // longest chain of calls has no room for its stack.
+        let words = (&raw mut (*open).peer_sock).cast::<u64>();
+        let mut i = 0;
+        while i < 5 {
+            core::ptr::write_volatile(words.add(i), 0);
+            i += 1;
+        }
         (*open).local_port = 0;
         (*open).remote_port = 0;
         if family == AF_UNIX {
@@ -186,13 +195,18 @@ pub fn buffer() -> Buffer {
             _ => Buffer::Other,
         }
     } else {
-        // struct user_pt_regs: regs[31], sp, pc, pstate.
+        // struct pt_regs: regs[31], sp, pc, pstate, orig_x0.
         let state = word(33);
-        if state & 0xf != 0 {
-            return if state & 0x10 != 0 { Buffer::Compat } else { Buffer::Kernel };
-        }
+        // Bit 4: 32-bit; below it, zero for user mode.
         if state & 0x10 != 0 {
             return Buffer::Compat;
+        }
+        if state & 0xf != 0 {
+            return Buffer::Kernel;
+        }
+        // A result took the place of the first argument, which is kept behind: task work of io_uring, after the call.
+        if word(0) != word(34) {
+            return Buffer::Uring;
         }
         // x8 holds the number of the call.
         let (call, second, third) = (word(8), word(1), word(2));

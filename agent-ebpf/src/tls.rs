@@ -95,14 +95,21 @@ pub struct Session {
 pub struct Call {
     /// An [`Op`], 0 when there is none.
     pub op: u64,
-    layout: u64,
     /// Stack pointer at the entry.
     pub stack: u64,
+    /// Where the library puts the number of bytes, for the `_EX` and `_INNER` kinds.
+    moved: u64,
+    pub transfer: Transfer,
+}
+
+/// What of a call outlives it: `go_read` has it on its stack, which is short.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Transfer {
+    layout: u64,
     pub session: u64,
     pub buffer: u64,
     pub size: u64,
-    /// Where the library puts the number of bytes, for the `_EX` and `_INNER` kinds.
-    moved: u64,
     /// The socket's plaintext, 0 while the call has not used one.
     pub plain: u64,
     /// First and last receive and send within the call, ns.
@@ -362,16 +369,16 @@ pub fn carry(connection: &mut Connection, bytes: u64, direction: u64, readable: 
 fn note(id: u64, direction: u64, now: u64) -> bool {
     let Some(call) = under_way() else { return false };
     // SAFETY: storage of the current thread, or of its goroutine.
-    let call = unsafe { &mut *call };
-    if call.plain != 0 && call.plain != id {
+    let transfer = unsafe { &mut (*call).transfer };
+    if transfer.plain != 0 && transfer.plain != id {
         return false;
     }
-    call.plain = id;
+    transfer.plain = id;
     let i = usize::from(direction != 0);
-    if call.first[i] == 0 {
-        call.first[i] = now;
+    if transfer.first[i] == 0 {
+        transfer.first[i] = now;
     }
-    call.last[i] = now;
+    transfer.last[i] = now;
     true
 }
 
@@ -559,15 +566,17 @@ fn enter(ctx: &ProbeContext) {
     }
     emit::count(Count::TLS_CALLS);
     call.op = op;
-    call.layout = cookie >> 8 & 0xffff;
     call.stack = stack;
-    call.session = argument(ctx, 0);
-    call.buffer = argument(ctx, 1);
-    call.size = argument(ctx, 2);
     call.moved = if op == Op::WRITE_INNER_FLAGS { argument(ctx, 4) } else { argument(ctx, 3) };
-    call.plain = 0;
-    call.first = [0; 2];
-    call.last = [0; 2];
+    call.transfer = Transfer {
+        layout: cookie >> 8 & 0xffff,
+        session: argument(ctx, 0),
+        buffer: argument(ctx, 1),
+        size: argument(ctx, 2),
+        plain: 0,
+        first: [0; 2],
+        last: [0; 2],
+    };
 }
 
 /// A session's object is gone; its connection, where it has a socket, goes with that.
@@ -640,24 +649,24 @@ fn leave(ctx: &ProbeContext, direction: u64) {
         _ => narrow,
     };
     if bytes > 0 {
-        deliver(call, op, bytes as u64, direction);
+        deliver(&mut call.transfer, op, bytes as u64, direction);
     } else if bytes == 0 && direction == 0 {
-        ended(call, op);
+        ended(&call.transfer, op);
     }
 }
 
 /// `bytes` of plaintext were moved by a call.
 #[inline(always)]
-pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
+pub fn deliver(transfer: &mut Transfer, op: u64, bytes: u64, direction: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
     // SAFETY: no preconditions.
     let mut now = unsafe { bpf_ktime_get_ns() };
-    let mut id = call.plain;
-    let owner = Session { tgid: pid, address: call.session };
+    let mut id = transfer.plain;
+    let owner = Session { tgid: pid, address: transfer.session };
     // What nearly every call is needs no look for the session.
     // SAFETY: map memory.
     let found = PLAIN.get_ptr_mut(&id).filter(|plain| unsafe { (**plain).owner } == owner).or_else(|| {
-        id = resolve(call, op, direction, pid, now);
+        id = resolve(transfer, op, direction, pid, now);
         PLAIN.get_ptr_mut(&id)
     });
     let Some(plain) = found else { return };
@@ -679,9 +688,9 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     let i = usize::from(direction != 0);
     // The time of the system call that moved the bytes, which is earlier than this.
     let mut first = now;
-    if call.last[i] != 0 {
-        first = call.first[i];
-        now = call.last[i];
+    if transfer.last[i] != 0 {
+        first = transfer.first[i];
+        now = transfer.last[i];
         plain.times[i] = now;
     } else if direction == 0 && plain.times[0] != 0 {
         now = plain.times[0];
@@ -700,7 +709,7 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     work.filled = 0;
     work.vectors = 0;
     work.skip = 0;
-    work.pointer = call.buffer;
+    work.pointer = transfer.buffer;
     work.length = bytes;
     work.readable = 1;
     if op == Op::SENDFILE {
@@ -709,8 +718,8 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
     }
     if op == Op::WRITEV_ANY {
         work.length = 0;
-        work.vector = call.buffer;
-        work.vectors = call.size & u64::from(u32::MAX);
+        work.vector = transfer.buffer;
+        work.vectors = transfer.size & u64::from(u32::MAX);
     }
     http1::feed(work, &mut plain.connection, direction);
     plain.connection.directions[i].last_ts = now;
@@ -719,9 +728,9 @@ pub fn deliver(call: &mut Call, op: u64, bytes: u64, direction: u64) {
 
 /// A read found the end.
 #[inline(always)]
-pub fn ended(call: &mut Call, op: u64) {
+pub fn ended(transfer: &Transfer, op: u64) {
     let pid = bpf_get_current_pid_tgid() >> 32;
-    let session = Session { tgid: pid, address: call.session };
+    let session = Session { tgid: pid, address: transfer.session };
     let Some(id) = SESSIONS.get_ptr(&session) else { return };
     // SAFETY: map memory.
     let Some(plain) = PLAIN.get_ptr_mut(unsafe { &*id }) else { return };
@@ -747,15 +756,15 @@ pub fn ended(call: &mut Call, op: u64) {
 
 /// Finds the plaintext's state of the session of a call; 0: none. With a stack of its own, which is short.
 #[inline(never)]
-fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> u64 {
-    let session = Session { tgid: pid, address: call.session };
+fn resolve(transfer: &mut Transfer, op: u64, direction: u64, pid: u64, now: u64) -> u64 {
+    let session = Session { tgid: pid, address: transfer.session };
     // SAFETY: map memory.
     let old = SESSIONS.get_ptr(&session).map_or(0, |id| unsafe { *id });
-    if call.plain != 0 {
-        if old != call.plain {
-            bind(&session, call.plain, old, Tier::NESTED);
+    if transfer.plain != 0 {
+        if old != transfer.plain {
+            bind(&session, transfer.plain, old, Tier::NESTED);
         }
-        return call.plain;
+        return transfer.plain;
     }
     // SAFETY: map memory.
     let tier = PLAIN.get_ptr(&old).map_or(0, |plain| unsafe { (*plain).tier });
@@ -763,7 +772,7 @@ fn resolve(call: &mut Call, op: u64, direction: u64, pid: u64, now: u64) -> u64 
         return old;
     }
     // Memory BIOs. The session's address may be another one's by now: the random tells.
-    if let Some(id) = by_random(call, direction, pid) {
+    if let Some(id) = by_random(transfer, direction, pid) {
         if id != old {
             bind(&session, id, old, Tier::CIPHERTEXT);
         }
@@ -827,14 +836,14 @@ pub fn bind(session: &Session, id: u64, old: u64, tier: u8) {
 
 /// The socket of this process that carried the session's ClientHello.
 #[inline(always)]
-fn by_random(call: &Call, direction: u64, pid: u64) -> Option<u64> {
-    let layout = LAYOUTS.get(call.layout as u32)?;
+fn by_random(transfer: &Transfer, direction: u64, pid: u64) -> Option<u64> {
+    let layout = LAYOUTS.get(transfer.layout as u32)?;
     if layout.known == 0 {
         return None;
     }
-    let mut base = call.session;
+    let mut base = transfer.session;
     if layout.pointer != Layout::DIRECT {
-        let from = call.session + u64::from(layout.pointer);
+        let from = transfer.session + u64::from(layout.pointer);
         // SAFETY: the helper checks the address.
         unsafe { bpf_probe_read_user((&raw mut base).cast(), 8, from as *const _) };
     }
@@ -854,7 +863,7 @@ fn by_random(call: &Call, direction: u64, pid: u64) -> Option<u64> {
             // Both ends are in this process: the first word tells which this is.
             let mut word = 0u64;
             // SAFETY: the helper checks the address.
-            unsafe { bpf_probe_read_user((&raw mut word).cast(), 7, call.buffer as *const _) };
+            unsafe { bpf_probe_read_user((&raw mut word).cast(), 7, transfer.buffer as *const _) };
             let response = word == u64::from_le_bytes(*b"HTTP/1.\0");
             Some(if (direction == 0) == response { client } else { server })
         }
