@@ -144,7 +144,9 @@ impl Reason {
                 "compiled at run time, so that no file holds its functions: terminate TLS in a proxy that is read"
             }
             Self::Refused => "the kernel refused the probes: see the agent's log",
-            Self::NoProbes => "no probes in user space: Linux 6.6 and CAP_BPF with CAP_PERFMON allow them",
+            Self::NoProbes => {
+                "no probes in user space: CAP_BPF with CAP_PERFMON allow them, before Linux 6.6 CAP_SYS_ADMIN"
+            }
             Self::EndsConfined => {
                 "on this kernel a probed return ends processes with a seccomp filter: 6.14 and later stable kernels do not"
             }

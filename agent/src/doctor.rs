@@ -237,11 +237,16 @@ impl Report {
                 (!on).then_some("sysctl net.core.bpf_jit_enable=1"),
             );
         }
-        if let Some(TlsOffer { libraries, go }) = &facts.tls {
+        if let Some(TlsOffer { libraries, go, by_perf }) = &facts.tls {
+            let read = if *by_perf {
+                "read, by perf's uprobes: this kernel has no uprobe_multi (Linux 6.6 and later have it)"
+            } else {
+                "read"
+            };
             const REMEDY: &str = "its connections are counted as unread; plaintext is captured all the same";
             for (name, offer) in [("TLS of libraries", libraries), ("TLS of Go programs", go)] {
                 match offer {
-                    Ok(()) => check(name, true, "read".into(), None),
+                    Ok(()) => check(name, true, read.into(), None),
                     Err(lack) => check(name, false, lack.lines().next().unwrap_or_default().into(), Some(REMEDY)),
                 }
             }
@@ -266,7 +271,7 @@ impl Report {
             let why = match tried {
                 Err(lack) => lack.clone(),
                 Ok(()) if !named => "there, but capture.door names another".into(),
-                Ok(()) if !chosen => "there, but not needed: one before it works".into(),
+                Ok(()) if !chosen => "not tried: one before it works".into(),
                 Ok(()) => match door {
                     probe::Door::TpBtf => "one run for each message, no other system call touched",
                     probe::Door::Fexit => "one run for each message, on a trampoline",
@@ -333,7 +338,7 @@ mod tests {
             capabilities: u64::MAX,
             types: Ok(()),
             doors: probe::Door::ALL.map(|door| (door, Ok(()))).into(),
-            tls: Some(TlsOffer { libraries: Ok(()), go: Ok(()) }),
+            tls: Some(TlsOffer { libraries: Ok(()), go: Ok(()), by_perf: false }),
             offsets: Ok(()),
             lockdown: None,
             jit: None,

@@ -160,7 +160,9 @@ impl Door {
 
     fn offered_by(self, types: &Btf, kprobes: bool) -> Result<Vec<Attachment>, String> {
         if types.has_constant("bpf_func_id", "BPF_FUNC_loop") == Some(false) {
-            return Err("this kernel has no bpf_loop, which the parser of HTTP needs (Linux 5.17 and later have it)".into());
+            return Err(
+                "this kernel has no bpf_loop, which the parser of HTTP needs (Linux 5.17 and later have it)".into()
+            );
         }
         if self == Self::Kprobe && !kprobes {
             return Err("this kernel has no kprobes (CONFIG_KPROBE_EVENTS)".into());

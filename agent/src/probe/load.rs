@@ -1,7 +1,7 @@
 //! Loads and attaches the eBPF programs.
 
 use std::{
-    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
     sync::{Arc, Mutex},
 };
 
@@ -17,7 +17,9 @@ use aya_log::EbpfLogger;
 use super::{
     btf::Btf,
     door::{Attachment, Door, Hook, LIFE},
+    info::page_size,
     orphans::Orphans,
+    perf,
     ring::Reader,
     tls::{Programs, Tls},
     uprobe,
@@ -39,6 +41,8 @@ const MAX_CALLS: u32 = 16_384;
 
 /// `aya_log_ebpf`'s level of debug lines; 0 takes all lines out of the programs.
 const LOG_DEBUG: u8 = 4;
+/// `ENOTSUPP` of the kernel, which the C library has no name for.
+const NOT_SUPPORTED: i32 = 524;
 /// Ring of the programs' log lines, while they log.
 const LOG_BYTES: u32 = 128 << 10;
 
@@ -71,6 +75,8 @@ pub struct Kernel {
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     /// Probes of TLS libraries.
     tls: Option<Tls>,
+    /// Their programs.
+    tls_programs: Vec<(&'static str, OwnedFd)>,
 }
 
 /// Which TLS this kernel lets the agent read, or why not.
@@ -80,10 +86,20 @@ pub struct TlsOffer {
     pub libraries: Result<(), String>,
     /// That of Go programs.
     pub go: Result<(), String>,
+    /// By the probes of kernels before 6.6.
+    pub by_perf: bool,
 }
 
+/// Programs for the C libraries, and for Go.
+const LIBRARIES: [&str; 3] = ["tls_enter", "tls_read", "tls_write"];
+const GO: [&str; 3] = ["go_enter", "go_read", "go_write"];
+
 /// The programs of the C libraries and of Go: either may be refused without the other.
-type TlsPrograms = (anyhow::Result<[uprobe::Program; 3]>, anyhow::Result<[uprobe::Program; 3]>);
+struct TlsPrograms {
+    way: Option<uprobe::Way>,
+    libraries: anyhow::Result<[uprobe::Program; 3]>,
+    go: anyhow::Result<[uprobe::Program; 3]>,
+}
 
 /// A program in the kernel.
 struct Loaded {
@@ -179,16 +195,24 @@ impl Kernel {
         bail!("no way to see sends and receives\n  {}", refusals.join("\n  "))
     }
 
-    /// Loads the programs of one door without attaching them: what `doctor` judges by.
+    /// Loads the programs of one door: what `doctor` judges by. None is attached but, for a moment, one on a trampoline:
+    /// kernels that have none for it say so only then.
     ///
     /// # Errors
     /// Names what the kernel or the privileges lack.
     pub fn try_door(door: Door, types: &Btf, wanted: Wanted) -> anyhow::Result<TlsOffer> {
         let attachments = door.offered(types).map_err(anyhow::Error::msg)?;
-        let (ebpf, _) = Self::load(door, &attachments, settings(types, wanted)?, wanted.ring_bytes)?;
-        let (libraries, go) = tls_programs(&map_fds(&ebpf));
+        let (mut ebpf, _) = Self::load(door, &attachments, settings(types, wanted)?, wanted.ring_bytes)?;
+        if let Some(first) = attachments.iter().find(|a| matches!(a.hook, Hook::Exit(_))) {
+            attach(&mut ebpf, first)?;
+        }
+        let TlsPrograms { way, libraries, go } = tls_programs(&map_fds(&ebpf));
         let why = |e: anyhow::Error| format!("{e:#}");
-        Ok(TlsOffer { libraries: libraries.map(|_| ()).map_err(why), go: go.map(|_| ()).map_err(why) })
+        Ok(TlsOffer {
+            libraries: libraries.map(|_| ()).map_err(why),
+            go: go.map(|_| ()).map_err(why),
+            by_perf: way == Some(uprobe::Way::Perf),
+        })
     }
 
     fn enter(
@@ -217,17 +241,26 @@ impl Kernel {
             programs,
             logger: None,
             tls: None,
+            tls_programs: Vec::new(),
         };
         kernel.rules.set(0, 1, 0)?;
         if programs_log() {
             kernel.logger = Some(EbpfLogger::init(&mut kernel.ebpf).context("failed to read the programs' log lines")?);
         }
-        for Attachment { program, hook, .. } in attachments {
-            attach(&mut kernel.ebpf, program, *hook)
-                .with_context(|| format!("failed to attach {program} to {hook}"))?;
+        for attachment in attachments {
+            attach(&mut kernel.ebpf, attachment)?;
         }
         // Without these the agent still sees what is in plaintext.
-        let (libraries, go) = tls_programs(&fds);
+        let TlsPrograms { way, libraries, go } = tls_programs(&fds);
+        if way == Some(uprobe::Way::Perf) {
+            perf::raise_descriptors();
+        }
+        let loaded =
+            [(&LIBRARIES, &libraries), (&GO, &go)].into_iter().filter_map(|(n, p)| Some((n, p.as_ref().ok()?)));
+        kernel.tls_programs = loaded
+            .flat_map(|(names, programs)| names.iter().zip(programs))
+            .filter_map(|(name, program)| Some((*name, program.descriptor().ok()?)))
+            .collect();
         let programs = match libraries {
             Ok([enter, read, write]) => {
                 let go = go.map_err(|e| log::warn!("TLS of Go programs is not read: {e:#}")).ok();
@@ -256,7 +289,7 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("AYA_LOG_LEVEL", &level, true)
-            .map_max_entries("AYA_LOGS", if logs { LOG_BYTES } else { 4096 })
+            .map_max_entries("AYA_LOGS", if logs { LOG_BYTES } else { u32::try_from(page_size()).unwrap_or(LOG_BYTES) })
             .override_global("SETTINGS", &settings, true)
             // Storage of tasks: used by the programs alone.
             .allow_unsupported_maps()
@@ -336,11 +369,10 @@ impl Kernel {
     /// By program: its name, its runs and their time (ns; both while `kernel.bpf_stats_enabled` is 1), and
     /// the instructions that the verifier looked at.
     pub fn costs(&self) -> impl Iterator<Item = (String, u64, u64, u64)> {
-        self.programs.iter().filter_map(|p| {
-            let info = self.ebpf.program(p.name)?.info().ok()?;
-            let ns = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-            let verified = info.verified_instruction_count().unwrap_or(0);
-            Some((p.name.to_owned(), info.run_count(), ns, verified.into()))
+        let hooks = self.programs.iter().filter_map(|p| Some((p.name, self.ebpf.program(p.name)?.fd().ok()?.as_fd())));
+        hooks.chain(self.tls_programs.iter().map(|(name, fd)| (*name, fd.as_fd()))).filter_map(|(name, fd)| {
+            let figures = super::info::figures(fd)?;
+            Some((name.to_owned(), figures.runs, figures.ns, figures.verified))
         })
     }
 
@@ -395,14 +427,22 @@ fn programs_log() -> bool {
     log::log_enabled!(target: "apiscope", log::Level::Debug)
 }
 
-fn attach(ebpf: &mut Ebpf, program: &str, hook: Hook) -> anyhow::Result<()> {
-    let p = ebpf.program_mut(program).context("the eBPF object does not have it")?;
-    match hook {
-        Hook::Tracepoint(_) => <&mut BtfTracePoint>::try_from(p)?.attach().map(|_| ())?,
-        Hook::Exit(_) => <&mut FExit>::try_from(p)?.attach().map(|_| ())?,
-        Hook::Probe(name) | Hook::ReturnProbe(name) => <&mut KProbe>::try_from(p)?.attach(name, 0).map(|_| ())?,
-    }
-    Ok(())
+fn attach(ebpf: &mut Ebpf, Attachment { program, hook, .. }: &Attachment) -> anyhow::Result<()> {
+    let p = ebpf.program_mut(program).with_context(|| format!("no program {program}"))?;
+    let attached = match hook {
+        Hook::Tracepoint(_) => <&mut BtfTracePoint>::try_from(p)?.attach().map(|_| ()),
+        Hook::Exit(_) => <&mut FExit>::try_from(p)?.attach().map(|_| ()),
+        Hook::Probe(name) | Hook::ReturnProbe(name) => <&mut KProbe>::try_from(p)?.attach(name, 0).map(|_| ()),
+    };
+    attached.map_err(|e| {
+        let e = anyhow::Error::from(e);
+        let code = e.chain().find_map(|e| e.downcast_ref::<std::io::Error>()).and_then(std::io::Error::raw_os_error);
+        if code == Some(NOT_SUPPORTED) {
+            anyhow::anyhow!("this kernel has no trampolines for {hook} (arm64: Linux 6.4 and later have them)")
+        } else {
+            e.context(format!("failed to attach {program} to {hook}"))
+        }
+    })
 }
 
 /// Looks after the map of plaintexts.
@@ -413,13 +453,18 @@ fn orphans(ebpf: &Ebpf) -> Option<Orphans> {
 
 /// Loads the TLS programs, where they can be attached at all: said once, not for each library that is found.
 fn tls_programs(maps: &std::collections::HashMap<String, RawFd>) -> TlsPrograms {
-    if let Err(lack) = uprobe::is_offered() {
-        return (Err(anyhow::anyhow!(lack.clone())), Err(anyhow::anyhow!(lack)));
+    let way = match uprobe::offered() {
+        Ok(way) => way,
+        Err(lack) => {
+            let lack = || Err(anyhow::anyhow!(lack.clone()));
+            return TlsPrograms { way: None, libraries: lack(), go: lack() };
+        }
+    };
+    TlsPrograms {
+        way: Some(way),
+        libraries: uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], maps, way),
+        go: uprobe::load(OBJECT, ["go_enter", "go_read", "go_write"], maps, way),
     }
-    (
-        uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], maps),
-        uprobe::load(OBJECT, ["go_enter", "go_read", "go_write"], maps),
-    )
 }
 
 /// Descriptors of the maps, for programs that are loaded without aya.

@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
-/// Bytes of each CPU's ring; a power of two.
+use super::info::page_size;
+
+/// Bytes of each CPU's ring; a power of two of pages of 4 KiB and of 64 KiB.
 const RING: usize = 128 << 10;
-const PAGE: usize = 4096;
 /// Offsets of `data_head` and `data_tail` in `struct perf_event_mmap_page`.
 const HEAD: usize = 1024;
 const TAIL: usize = 1032;
@@ -41,6 +42,8 @@ pub struct Mappings {
 struct Ring {
     fd: OwnedFd,
     pages: *mut u8,
+    /// Bytes of a page: the first is the header.
+    page: usize,
 }
 
 // SAFETY: the pages are this value's own.
@@ -100,11 +103,12 @@ impl Ring {
         }
         // SAFETY: a new descriptor that nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).map_err(io::Error::other)?) };
+        let page = page_size();
         // SAFETY: a new mapping.
         let pages = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                PAGE + RING,
+                page + RING,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
@@ -114,7 +118,7 @@ impl Ring {
         if pages == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { fd, pages: pages.cast() })
+        Ok(Self { fd, pages: pages.cast(), page })
     }
 
     fn drain(&mut self, take: &mut impl FnMut(Mapping)) -> bool {
@@ -146,7 +150,7 @@ impl Ring {
     fn copy(&self, at: u64, len: usize) -> Vec<u8> {
         (0..len)
             .map(|i| {
-                let place = PAGE + (at as usize + i) % RING;
+                let place = self.page + (at as usize + i) % RING;
                 // SAFETY: within the ring's pages.
                 unsafe { self.pages.add(place).read_volatile() }
             })
@@ -157,7 +161,7 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: mapped by `open`, used by nothing else.
-        unsafe { libc::munmap(self.pages.cast(), PAGE + RING) };
+        unsafe { libc::munmap(self.pages.cast(), self.page + RING) };
     }
 }
 

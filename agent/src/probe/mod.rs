@@ -13,6 +13,7 @@ mod library;
 pub mod load;
 mod mappings;
 mod orphans;
+mod perf;
 pub mod ring;
 pub mod tls;
 mod uprobe;

@@ -100,7 +100,8 @@ pub struct Empty {
 /// # Errors
 /// One cannot be read, has no TLS inside, or the kernel refuses.
 pub fn attach_empty(files: &[PathBuf]) -> anyhow::Result<Empty> {
-    let empty = uprobe::empty;
+    let way = uprobe::offered().map_err(anyhow::Error::msg)?;
+    let empty = || uprobe::empty(way);
     let programs = Programs {
         enter: empty()?,
         read: empty()?,

@@ -1,9 +1,9 @@
-//! User-space probes by `uprobe_multi` links (Linux 6.6), which ask for BPF and PERFMON alone where perf's
-//! uprobes ask for SYS_ADMIN. aya 0.14 knows them neither when it loads a program nor when it attaches one,
-//! so that both are done here: aya-obj reads and relocates, two bpf(2) calls do the rest.
+//! User-space probes by `uprobe_multi` links (Linux 6.6), or by perf events where there are none (`perf.rs`). aya 0.14
+//! knows the former neither when it loads a program nor when it attaches one, and gives the latter no cookies for a
+//! program of several places, so that both are done here: aya-obj reads and relocates, two bpf(2) calls do the rest.
 //!
-//! One link holds all probes of a file: it is attached and detached at once, and by the kernel when the
-//! agent ends in any way.
+//! One `uprobe_multi` link holds all probes of a file: it is attached and detached at once. Both are detached by the
+//! kernel when the agent ends in any way.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,12 @@ use std::{
 
 use anyhow::Context as _;
 
+use super::perf;
+
 /// `BPF_PROG_LOAD`, `BPF_BTF_LOAD`, `BPF_LINK_CREATE` of bpf(2).
 const PROG_LOAD: libc::c_long = 5;
 const BTF_LOAD: libc::c_long = 18;
-const LINK_CREATE: libc::c_long = 28;
+pub const LINK_CREATE: libc::c_long = 28;
 /// `BPF_PROG_TYPE_KPROBE`: what uprobes are, too.
 const PROG_TYPE: u32 = 2;
 /// `BPF_TRACE_UPROBE_MULTI`.
@@ -36,23 +38,43 @@ pub struct Place {
     pub cookie: u64,
 }
 
+/// How a kernel takes probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `uprobe_multi` links.
+    Multi,
+    /// Events of perf.
+    Perf,
+}
+
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program {
     fd: OwnedFd,
+    way: Way,
+}
+
+impl Program {
+    /// A second descriptor of it, to ask what it costs.
+    ///
+    /// # Errors
+    /// The system's, when there are no more descriptors.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
 }
 
 /// Probes that are attached while this lives.
 #[derive(Debug)]
 pub struct Link {
-    _fd: OwnedFd,
+    _fds: Vec<OwnedFd>,
 }
 
 /// Loads a program that does nothing: what a probe costs by itself.
 ///
 /// # Errors
 /// The kernel's.
-pub fn empty() -> io::Result<Program> {
+pub fn empty(way: Way) -> io::Result<Program> {
     // r0 = 0; exit.
     const INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
     let mut attributes = LoadAttributes {
@@ -60,17 +82,28 @@ pub fn empty() -> io::Result<Program> {
         instructions_len: 2,
         instructions: INSTRUCTIONS.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
-        attach_type: UPROBE_MULTI,
+        attach_type: way.attach_type(),
         ..LoadAttributes::default()
     };
-    call(PROG_LOAD, &mut attributes).map(|fd| Program { fd })
+    call(PROG_LOAD, &mut attributes).map(|fd| Program { fd, way })
 }
+
+impl Way {
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Multi => UPROBE_MULTI,
+            Self::Perf => 0,
+        }
+    }
+}
+
+const NO_MULTI: &str = "this kernel has no uprobe_multi (Linux 6.6 and later have it)";
 
 /// Does this kernel have such probes, and may this process attach them? Tried out, on a function of the agent's own.
 ///
 /// # Errors
 /// What stands in the way, and where it does not.
-pub fn is_offered() -> Result<(), String> {
+pub fn offered() -> Result<Way, String> {
     let own = || {
         let file = File::open("/proc/self/exe")?;
         let offset = offset_of(target as extern "C" fn() as usize as u64)
@@ -78,13 +111,26 @@ pub fn is_offered() -> Result<(), String> {
         io::Result::Ok((file, Place { offset, cookie: 0 }))
     };
     let (file, place) = own().map_err(|e| e.to_string())?;
-    let program = empty().map_err(|e| format!("the kernel refused an empty program: {e}"))?;
-    match attach(&program, &file, &[place], false) {
-        Ok(_) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-            Err("this kernel has no uprobe_multi links (Linux 6.6 and later have them)".into())
+    let tried = |way| {
+        let program = empty(way).map_err(|e| (format!("the kernel refused an empty program: {e}"), None))?;
+        match attach(&program, &file, &[place], false) {
+            Ok(_) => Ok(()),
+            Err(e) => Err((format!("the kernel refused a probe: {e}"), e.raw_os_error())),
         }
-        Err(e) => Err(format!("the kernel refused a probe: {e}")),
+    };
+    match tried(Way::Multi) {
+        Ok(()) => Ok(Way::Multi),
+        Err((_, Some(libc::EINVAL))) => match tried(Way::Perf) {
+            Ok(()) => Ok(Way::Perf),
+            Err((_, Some(libc::EACCES | libc::EPERM))) => {
+                Err(format!("{NO_MULTI}, and its older uprobes ask for CAP_SYS_ADMIN, which this process lacks"))
+            }
+            Err((_, Some(libc::ENOENT))) => {
+                Err(format!("{NO_MULTI}, and no older uprobes (CONFIG_UPROBE_EVENTS) either"))
+            }
+            Err((why, _)) => Err(format!("{NO_MULTI}, and its older uprobes do not work: {why}")),
+        },
+        Err((why, _)) => Err(why),
     }
 }
 
@@ -117,6 +163,7 @@ pub fn load<const N: usize>(
     object: &[u8],
     names: [&'static str; N],
     maps: &HashMap<String, RawFd>,
+    way: Way,
 ) -> anyhow::Result<[Program; N]> {
     let mut object = aya_obj::Object::parse(object).context("failed to read the eBPF object")?;
     // Programs with callbacks must name their functions' types.
@@ -139,9 +186,9 @@ pub fn load<const N: usize>(
             .functions
             .get(&program.function_key())
             .with_context(|| format!("the eBPF object has no code for {name}"))?;
-        let fd = load_one(name, function, &types, &object.license)
+        let fd = load_one(name, function, &types, &object.license, way)
             .map_err(|e| anyhow::anyhow!("the kernel refused the program {name}: {e}"))?;
-        loaded.push(Program { fd });
+        loaded.push(Program { fd, way });
     }
     loaded.try_into().ok().context("unreachable: as many programs as names")
 }
@@ -194,6 +241,7 @@ fn load_one(
     function: &aya_obj::Function,
     types: &OwnedFd,
     license: &std::ffi::CStr,
+    way: Way,
 ) -> Result<OwnedFd, String> {
     let instructions = &function.instructions;
     let functions = function.func_info.func_info_bytes();
@@ -211,7 +259,7 @@ fn load_one(
         lines: lines.as_ptr() as u64,
         lines_len: size(function.line_info.len())?,
         license: license.as_ptr() as u64,
-        attach_type: UPROBE_MULTI,
+        attach_type: way.attach_type(),
         ..LoadAttributes::default()
     };
     for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
@@ -260,6 +308,9 @@ struct LinkAttributes {
 /// The kernel's: `EINVAL` where it has no such links (before 6.6) or an offset is no instruction,
 /// `EPERM` without the capabilities.
 pub fn attach(program: &Program, file: &File, places: &[Place], at_return: bool) -> io::Result<Link> {
+    if program.way == Way::Perf {
+        return perf::attach(&program.fd, file, places, at_return).map(|fds| Link { _fds: fds });
+    }
     // The name of a descriptor: reaches files of other mount namespaces, deleted ones, odd names.
     let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
     let offsets: Vec<u64> = places.iter().map(|p| p.offset).collect();
@@ -274,11 +325,14 @@ pub fn attach(program: &Program, file: &File, places: &[Place], at_return: bool)
         multi_flags: if at_return { RETURN } else { 0 },
         ..LinkAttributes::default()
     };
-    call(LINK_CREATE, &mut attributes).map(|fd| Link { _fd: fd })
+    call(LINK_CREATE, &mut attributes).map(|fd| Link { _fds: vec![fd] })
 }
 
 /// bpf(2) with a command that returns a descriptor.
-fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// The kernel's.
+pub fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
     // SAFETY: the struct is as long as is said, and what it points to lives until the end of the call.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), std::mem::size_of::<T>()) };
