@@ -87,7 +87,9 @@ impl Want {
         Self { request_body: Some(request as u64), response_body: Some(response as u64), ..self }
     }
 
-    fn complaint(&self, seen: &Exchange) -> Option<String> {
+    /// What of an exchange is not as wanted.
+    #[must_use]
+    pub fn complaint(&self, seen: &Exchange) -> Option<String> {
         let mut wrong = Vec::new();
         let mut hold = |what: &str, wanted: Option<u64>, seen: Option<u64>| {
             if wanted.is_some() && wanted != seen {

@@ -25,6 +25,11 @@ impl Image {
         self.entry(path.trim_start_matches('/'), PROGRAM, (0, 0), content);
     }
 
+    /// Adds an empty folder, with those above it.
+    pub fn folder(&mut self, path: &str) {
+        self.folders_of(&format!("{path}/."));
+    }
+
     /// Ends the archive and writes it.
     ///
     /// # Errors

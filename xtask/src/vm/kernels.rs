@@ -32,6 +32,8 @@ pub struct Kernel {
     pub fast: bool,
     /// Doors in the order in which they are tried, and whether this kernel offers them.
     pub doors: [(&'static str, bool); 3],
+    /// It lets TLS of libraries be read.
+    pub tls: bool,
     archive: Archive,
     suite: &'static str,
     /// Meta-package, or beginning of the name of the newest of a series.
@@ -59,6 +61,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: false,
         doors: NONE,
+        tls: false,
         archive: Archive::Security,
         suite: "bullseye-security",
         package: "linux-image-cloud-amd64",
@@ -68,6 +71,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: true,
         doors: NO_TRACEPOINTS,
+        tls: true,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-cloud-amd64",
@@ -77,6 +81,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: true,
         doors: ALL_DOORS,
+        tls: true,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-6.12-cloud-amd64",
@@ -86,6 +91,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: false,
         doors: ALL_DOORS,
+        tls: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
         package: "linux-image-6.18.",
@@ -95,6 +101,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: false,
         doors: ALL_DOORS,
+        tls: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
         package: "linux-image-7.3.",
@@ -104,6 +111,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::Arm64,
         fast: false,
         doors: KPROBES_ONLY,
+        tls: true,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-cloud-arm64",
@@ -113,6 +121,7 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::Arm64,
         fast: false,
         doors: ALL_DOORS,
+        tls: true,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-6.12-cloud-arm64",
@@ -172,6 +181,33 @@ pub fn busybox(arch: Arch) -> Result<PathBuf> {
         fs::remove_dir_all(&unpacked)?;
     }
     Ok(file)
+}
+
+/// What of Debian the guests' tests of TLS and HTTP/2 run.
+pub const PROGRAMS: [(&str, &str); 3] =
+    [("nginx", "/usr/sbin/nginx"), ("curl", "/usr/bin/curl"), ("nghttp2-client", "/usr/bin/nghttp")];
+
+/// A folder with these and all that they depend on, as Debian installs it.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn debian(arch: Arch) -> Result<PathBuf> {
+    let folder = place::cache(&format!("vm/debian-{}", arch.name()))?;
+    let whole = folder.join("root");
+    if !has_debian(arch) {
+        let apt = Apt::new(Archive::Debian, "bookworm", arch)?;
+        let unpacked = apt.unpack_all(&PROGRAMS.map(|(package, _)| package), &folder)?;
+        fs::remove_dir_all(&whole).ok();
+        fs::rename(unpacked, &whole)?;
+    }
+    Ok(whole)
+}
+
+/// Is that folder in the cache?
+#[must_use]
+pub fn has_debian(arch: Arch) -> bool {
+    place::cache(&format!("vm/debian-{}", arch.name()))
+        .is_ok_and(|f| PROGRAMS.iter().all(|(_, path)| f.join(format!("root{path}")).is_file()))
 }
 
 /// apt on lists of its own, for one suite and processor.
@@ -247,6 +283,30 @@ impl Apt {
         let mut unpack = Command::new("dpkg-deb");
         step::quietly(&format!("unpacking {package}"), unpack.arg("-x").arg(&archive).arg(&unpacked), LIMIT)?;
         fs::remove_file(archive)?;
+        Ok(unpacked)
+    }
+}
+
+impl Apt {
+    /// Fetches packages with all that they depend on and unpacks them below `folder`.
+    fn unpack_all(&self, packages: &[&str], folder: &Path) -> Result<PathBuf> {
+        let unpacked = folder.join("unpacked");
+        let archives = self.configuration.with_file_name("cache").join("archives");
+        fs::remove_dir_all(&unpacked).ok();
+        fs::create_dir_all(&unpacked)?;
+        let mut fetch = self.command("apt-get");
+        // No package is installed as far as this apt knows: it fetches the C library and all.
+        fetch.args(["-qy", "--download-only", "--no-install-recommends", "install"]).args(packages);
+        step::quietly(&format!("fetching {} and what they need", packages.join(", ")), &mut fetch, LIMIT)?;
+        let mut found: Vec<_> = fs::read_dir(&archives)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|e| e == "deb"))
+            .collect();
+        found.sort();
+        for archive in found {
+            step::output(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked))?;
+            fs::remove_file(archive)?;
+        }
         Ok(unpacked)
     }
 }

@@ -2,10 +2,11 @@
 //! emulator, each with an image that holds the agent and a test program (`tests/src/bin/guest.rs`), and
 //! prints what worked where.
 //!
-//! The fast tier is 6.1 and 6.12. `--full` boots every kernel of [`kernels::ALL`] and adds
-//! churn, kill, missing types and privileges, and lockdown. Results that were measured are in
+//! The fast tier is 6.1 and 6.12. `--full` boots every kernel of [`kernels::ALL`] and adds TLS and HTTP/2 with
+//! programs of Debian, churn, kill, missing types and privileges, and lockdown. Results that were measured are in
 //! `RESULTS.md` beside this file.
 
+mod debian;
 mod image;
 mod kernels;
 mod machine;
@@ -86,10 +87,13 @@ pub enum Arch {
 pub fn run(options: &Options) -> Result<()> {
     let kernels = chosen(options)?;
     if options.if_cached {
-        let missing: Vec<_> = kernels.iter().filter(|k| !kernels::is_cached(k)).map(|k| k.version).collect();
+        let mut missing: Vec<_> = kernels.iter().filter(|k| !kernels::is_cached(k)).map(|k| k.version).collect();
+        if options.full && !kernels::has_debian(options.arch) {
+            missing.push("Debian's programs");
+        }
         if Machine::find(options.arch).is_err() || !missing.is_empty() {
             println!(
-                "vm: NOT CHECKED here: other kernels, since {}; `cargo xtask vm` gets what is missing and boots them",
+                "vm: NOT CHECKED here: other kernels, since {}; without --if-cached it gets what is missing",
                 if missing.is_empty() {
                     "the emulator is not installed".into()
                 } else {
@@ -158,8 +162,9 @@ fn chosen(options: &Options) -> Result<Vec<&'static Kernel>> {
 fn settings(kernel: &Kernel, options: &Options) -> String {
     let doors = kernel.doors.map(|(door, offered)| format!("{door}:{}", if offered { "yes" } else { "no" }));
     let full = if options.full { " vm.full" } else { "" };
+    let tls = if kernel.tls { " vm.tls" } else { "" };
     let filter = options.filter.as_ref().map_or_else(String::new, |f| format!(" vm.filter={f}"));
-    format!("vm.doors={}{full}{filter}", doors.join(","))
+    format!("vm.doors={}{tls}{full}{filter}", doors.join(","))
 }
 
 /// Builds what runs in the guest and packs it. On this machine's own processor that is the very binary that
@@ -191,6 +196,9 @@ fn image(options: &Options) -> Result<PathBuf> {
         for library in libraries(&[&agent, &guest])? {
             image.program(&library.to_string_lossy(), &fs::read(&library)?);
         }
+    }
+    if options.full {
+        debian::add(&mut image, options.arch)?;
     }
     if options.shell {
         image.program("/bin/busybox", &fs::read(kernels::busybox(options.arch)?)?);
