@@ -7,6 +7,9 @@
 //! the kernel's command line: `vm.doors=tp_btf:no,fexit:yes,…`, `vm.full`, `vm.tls`, `vm.filter=TEXT`, `vm.shell`;
 //! words without a dot, such as `APISCOPE=PATH`, become variables of this process.
 
+#[path = "guest/programs.rs"]
+mod programs;
+
 use std::{
     any::Any,
     ffi::CString,
@@ -20,7 +23,7 @@ use std::{
 };
 
 use apiscope::exchange::{End, Side};
-use apiscope_tests::{Agent, Call, Step, Want, perform, process::Guard};
+use apiscope_tests::{Agent, Call, Step, Want, perform};
 
 /// Where the image has the agent.
 const AGENT: &str = "/apiscope";
@@ -160,7 +163,7 @@ impl Tests {
                 self.test(&format!("io_uring.{door}"), || uring(agent));
             }
             if self.settings.tls {
-                self.debian(&agents);
+                self.programs(&agents);
             }
         }
         if let Ok(servers) = &sent
@@ -226,34 +229,24 @@ impl Tests {
         }
     }
 
-    /// nginx and curl of Debian: TLS and HTTP/2, both ends of each.
-    fn debian(&mut self, agents: &[(String, Agent)]) {
-        let nginx = Guard(debian("/usr/sbin/nginx", &["-c", "/etc/nginx.conf"]).spawn().expect("nginx starts"));
-        let ready = catch_unwind(AssertUnwindSafe(|| warm_up(agents))).map_err(|p| text_of(&*p));
-        for (name, server, client) in DEBIAN {
-            let asked = ready.clone().and_then(|()| {
-                let scheme = if server == SECURE { "https" } else { "http" };
-                let urls: Vec<String> = (0..REQUESTS).map(|i| format!("{scheme}://{server}/{name}/{i}")).collect();
-                let arguments: Vec<&str> = client[1..].iter().copied().chain(urls.iter().map(String::as_str)).collect();
-                let out = debian(client[0], &arguments).output().map_err(|e| e.to_string())?;
-                if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
-            });
+    /// TLS and HTTP/2 by programs, both ends of each.
+    fn programs(&mut self, agents: &[(String, Agent)]) {
+        let servers = programs::servers();
+        let ready = catch_unwind(AssertUnwindSafe(|| programs::warm_up(agents))).map_err(|p| text_of(&*p));
+        for traffic in programs::TRAFFIC {
+            let asked = ready.clone().and_then(|()| traffic.ask());
             for (door, agent) in agents {
-                self.test(&format!("{name}.{door}"), || {
+                self.test(&format!("{}.{door}", traffic.name), || {
                     asked.clone()?;
-                    let wanted: Vec<Want> = (0..REQUESTS)
-                        .map(|i| Want::any("GET", format!("/{name}/{i}"), 200).bodies(0, ANSWER.len()))
-                        .collect();
-                    hold(agent, server, name, &wanted)?;
-                    let lost = agent.lost();
-                    if lost != 0 {
-                        return Err(format!("{lost} losses"));
+                    traffic.hold(agent)?;
+                    match agent.lost() {
+                        0 => Ok(Verdict::Good(format!("{} exchanges", 2 * programs::REQUESTS))),
+                        lost => Err(format!("{lost} losses")),
                     }
-                    Ok(Verdict::Good(format!("{} exchanges", 2 * wanted.len())))
                 });
             }
         }
-        drop(nginx);
+        drop(servers);
     }
 
     /// `doctor` names the best door that did load.
@@ -374,80 +367,6 @@ fn report(doctor: &mut Command) -> Result<serde_json::Value, String> {
     serde_json::from_slice(&out.stdout).map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&out.stderr)))
 }
 
-/// Where nginx speaks TLS.
-const SECURE: &str = "127.0.0.1:8443";
-/// Name, server, and client of each kind of traffic with Debian's programs; one process sends all requests.
-const DEBIAN: [(&str, &str, &[&str]); 3] = [
-    ("tls", SECURE, &["/usr/bin/curl", "-sSk", "-o", "/tmp/answer", "--http1.1"]),
-    ("tls-http2", SECURE, &["/usr/bin/curl", "-sSk", "-o", "/tmp/answer", "--http2"]),
-    // curl of Debian 12 takes a second answer on a connection in plaintext for an error.
-    ("http2", "127.0.0.1:8080", &["/usr/bin/nghttp", "-n"]),
-];
-/// Requests of each.
-const REQUESTS: usize = 10;
-/// As in the configuration that the image has (`xtask/src/vm/debian.rs`).
-const ANSWER: &str = "hello from the guest";
-
-/// A program of Debian, in its own root.
-fn debian(program: &str, arguments: &[&str]) -> Command {
-    use std::os::unix::process::CommandExt as _;
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    // SAFETY: the calls are async-signal-safe.
-    unsafe {
-        command.pre_exec(|| {
-            if libc::chroot(c"/debian".as_ptr()) == 0 && libc::chdir(c"/".as_ptr()) == 0 {
-                Ok(())
-            } else {
-                Err(std::io::Error::last_os_error())
-            }
-        })
-    };
-    command
-}
-
-/// Waits until the server is up and every agent has found the library that it uses.
-fn warm_up(agents: &[(String, Agent)]) {
-    let end = Instant::now() + Duration::from_secs(90);
-    let mut i = 0;
-    let seen = |agent: &Agent| [Side::Server, Side::Client].iter().all(|side| !agent.seen(SECURE, *side).is_empty());
-    while !agents.iter().all(|(_, agent)| seen(agent)) {
-        let late: Vec<_> = agents.iter().filter(|(_, agent)| !seen(agent)).map(|(door, _)| door.as_str()).collect();
-        assert!(Instant::now() < end, "nothing of TLS is seen by {}", late.join(", "));
-        i += 1;
-        let url = format!("https://{SECURE}/warm/{i}");
-        let _ = debian("/usr/bin/curl", &["-sk", "-o", "/tmp/answer", &url]).status();
-        std::thread::sleep(Duration::from_millis(300));
-    }
-}
-
-/// As `Agent::expect`, for the requests of one kind: others went to the same server.
-fn hold(agent: &Agent, server: &str, kind: &str, wanted: &[Want]) -> Result<(), String> {
-    let start = format!("/{kind}/");
-    let of = |side| -> Vec<_> {
-        let ours = |e: &apiscope::exchange::Exchange| e.path.as_deref().is_some_and(|p| p.starts_with(&start));
-        agent.seen(server, side).into_iter().filter(ours).collect()
-    };
-    let end = Instant::now() + Duration::from_secs(20);
-    for side in [Side::Server, Side::Client] {
-        while of(side).len() < wanted.len() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let mut seen = of(side);
-        for want in wanted {
-            let at = seen.iter().position(|e| e.path.as_deref() == Some(&*want.path));
-            let Some(at) = at else { return Err(format!("{} is not seen at the {side:?} side", want.path)) };
-            if let Some(complaint) = want.complaint(&seen.remove(at)) {
-                return Err(complaint);
-            }
-        }
-        if let Some(more) = seen.first() {
-            return Err(format!("seen too often at the {side:?} side: {}", more.path.as_deref().unwrap_or_default()));
-        }
-    }
-    Ok(())
-}
-
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_else(|| "a panic".into())
@@ -564,7 +483,7 @@ fn compare(agents: &[(String, Agent)], servers: &[(String, &[Want])]) -> Result<
         // Of the warm-up each door saw another part.
         let ours = |line: &&str| {
             servers.iter().any(|(server, _)| named(line, server))
-                || DEBIAN.iter().any(|(_, server, ..)| named(line, server) && !line.contains("\"/warm/"))
+                || programs::TRAFFIC.iter().any(|t| named(line, t.server) && !line.contains("\"/warm/"))
         };
         let mut lines: Vec<String> = text.lines().filter(ours).map(without_times).collect();
         lines.sort();

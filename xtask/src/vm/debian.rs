@@ -1,11 +1,12 @@
 //! Servers and clients of Debian in the guest's image, as in a container: below [`ROOT`], with the libraries that they
-//! ask for, and a configuration. What the guest does with them is in `tests/src/bin/guest.rs`.
+//! ask for, and a configuration. What the guest does with them is in `tests/src/bin/guest/programs.rs`.
 
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -15,6 +16,8 @@ use crate::{place, step};
 
 /// Where the guest has them.
 const ROOT: &str = "/debian";
+/// How long Go may take.
+const LIMIT: Duration = Duration::from_secs(300);
 /// HTTP/1.1 and HTTP/2 over TLS, and HTTP/2 in plaintext.
 const NGINX: &str = "daemon off;
 master_process off;
@@ -65,6 +68,20 @@ pub fn add(image: &mut Image, arch: Arch) -> Result<()> {
         image.folder(&format!("{ROOT}/{below}"));
     }
     Ok(())
+}
+
+/// The Go program of the tests of TLS, for the guest's processor.
+///
+/// # Errors
+/// There is no Go, or it does not build.
+pub fn go(arch: Arch) -> Result<PathBuf> {
+    let program = place::target().join("vm").join(format!("go-tls-{}", arch.name()));
+    let mut build = Command::new("go");
+    build.args(["build", "-trimpath", "-o"]).arg(&program).arg(place::root().join("tests/programs/tls.go"));
+    build.envs([("CGO_ENABLED", "0"), ("GOOS", "linux"), ("GOARCH", arch.debian())]);
+    build.envs([("GO111MODULE", "off"), ("GOENV", "off"), ("GOFLAGS", ""), ("GOTOOLCHAIN", "local")]);
+    step::quietly("building a program of Go", &mut build, LIMIT)?;
+    Ok(program)
 }
 
 /// The file of a path below `root`, whose links are of that root.

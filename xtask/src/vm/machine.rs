@@ -30,6 +30,8 @@ const LINES: usize = 1024;
 pub struct Machine {
     program: PathBuf,
     arch: Arch,
+    /// The guest's clock counts instructions, one a nanosecond.
+    count: bool,
 }
 
 /// It, with a kernel and an image.
@@ -58,7 +60,7 @@ impl Machine {
     ///
     /// # Errors
     /// It is not installed.
-    pub fn find(arch: Arch) -> Result<Self> {
+    pub fn find(arch: Arch, count: bool) -> Result<Self> {
         let (name, package) = match arch {
             Arch::X86 => ("qemu-system-x86_64", "qemu-system-x86"),
             Arch::Arm64 => ("qemu-system-aarch64", "qemu-system-arm"),
@@ -69,7 +71,7 @@ impl Machine {
                  apt-get install --allow-downgrades {package})"
             );
         };
-        Ok(Self { program, arch })
+        Ok(Self { program, arch, count })
     }
 
     /// With a kernel and an image.
@@ -166,6 +168,9 @@ impl Bootable<'_> {
             Arch::Arm64 => ("ttyAMA0", &["-M", "virt,gic-version=3", "-cpu", "max,pauth-impdef=on"]),
         };
         let mut command = Command::new(&self.machine.program);
+        if self.machine.count {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
         command
             .args(machine)
             .args(["-accel", if accelerated { "kvm" } else { "tcg,thread=single" }])

@@ -56,6 +56,10 @@ pub struct Options {
     /// Use hardware virtualisation if a guest starts with it. (That its device opens says nothing.)
     #[arg(long)]
     kvm: bool,
+    /// Let the guest's clock count instructions, one a nanosecond: what programs cost is then told in instructions, the
+    /// same each time. Slower.
+    #[arg(long, conflicts_with = "kvm")]
+    count: bool,
     /// Look for newer kernel packages; without it nothing is fetched that is there.
     #[arg(long)]
     update: bool,
@@ -91,7 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
         if options.full && !kernels::has_debian(options.arch) {
             missing.push("Debian's programs");
         }
-        if Machine::find(options.arch).is_err() || !missing.is_empty() {
+        if Machine::find(options.arch, options.count).is_err() || !missing.is_empty() {
             println!(
                 "vm: NOT CHECKED here: other kernels, since {}; without --if-cached it gets what is missing",
                 if missing.is_empty() {
@@ -104,7 +108,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     setup::need(if options.arch == Arch::Arm64 { Level::Arm64 } else { Level::Vm })?;
-    let machine = Machine::find(options.arch)?;
+    let machine = Machine::find(options.arch, options.count)?;
     let image = image(options)?;
     let started = Instant::now();
     let mut accelerated = options.kvm;
@@ -199,6 +203,7 @@ fn image(options: &Options) -> Result<PathBuf> {
     }
     if options.full {
         debian::add(&mut image, options.arch)?;
+        image.program("/go-tls", &stripped(&debian::go(options.arch)?, "go-tls", options.arch)?);
     }
     if options.shell {
         image.program("/bin/busybox", &fs::read(kernels::busybox(options.arch)?)?);

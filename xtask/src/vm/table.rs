@@ -130,7 +130,10 @@ impl fmt::Display for Results {
             row(f, test, words)?;
         }
         if !self.programs.is_empty() {
-            writeln!(f, "\nverifier: instructions looked at (of {VERIFIER_LIMIT}); then ns a run, emulated\n")?;
+            writeln!(
+                f,
+                "\nverifier: instructions looked at (of {VERIFIER_LIMIT}); then ns a run, emulated (with --count: instructions)\n"
+            )?;
             row(f, "program", self.kernels.iter().cloned())?;
             row(f, "---", self.kernels.iter().map(|_| "---".to_owned()))?;
             for ((door, name), figures) in &self.programs {
