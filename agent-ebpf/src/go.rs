@@ -115,6 +115,7 @@ pub fn call() -> Option<*mut Call> {
 /// Entry of `Read`, `Close` and the handshakes, and returns of the latter.
 #[uprobe]
 pub fn go_enter(ctx: ProbeContext) -> u32 {
+    registers::keep_stack(&ctx);
     match op(&ctx) {
         Op::GO_CLOSE => close(&ctx),
         Op::GO_RETURN => {
@@ -145,6 +146,7 @@ pub fn go_enter(ctx: ProbeContext) -> u32 {
 /// Within `Read`, or at its returns.
 #[uprobe]
 pub fn go_read(ctx: ProbeContext) -> u32 {
+    registers::keep_stack(&ctx);
     // A copy: what follows is the same for both cases, and looked at once by the verifier.
     let mut transfer = Transfer::default();
     let bytes = moved(&ctx, &mut transfer);
@@ -216,6 +218,7 @@ fn moved(ctx: &ProbeContext, transfer: &mut Transfer) -> i64 {
 /// Entry and returns of `Write`.
 #[uprobe]
 pub fn go_write(ctx: ProbeContext) -> u32 {
+    registers::keep_stack(&ctx);
     let is_return = op(&ctx) != Op::GO_WRITE;
     let Some(calls) = (if is_return { current(&ctx) } else { begin(&ctx, Op::GO_WRITE) }) else { return 0 };
     // SAFETY: map memory of this goroutine.

@@ -2,9 +2,23 @@
 
 use core::arch::asm;
 
-use aya_ebpf::programs::ProbeContext;
+use aya_ebpf::{helpers::generated::bpf_tail_call, programs::ProbeContext};
 
 use crate::maps::setting;
+
+/// Keeps a uprobe's program on the stack of its thread. To be called by each, in its first function.
+///
+/// From Linux 6.13 on the kernel gives programs of this type a stack for each CPU (`bpf_enable_priv_stack`). Those of
+/// kprobes can share it, since no second one runs on the CPU meanwhile; those of uprobes are put aside for other threads,
+/// whose runs then write over what the first one had on it: seen on 6.18, where the kernel died of it. A program that
+/// has a tail call gets no such stack. This one is never made, and the verifier takes it out.
+#[inline(always)]
+pub fn keep_stack(ctx: &ProbeContext) {
+    if setting!(arch) > 1 {
+        // SAFETY: not reached: there are two architectures.
+        unsafe { bpf_tail_call(ctx.regs.cast(), core::ptr::null_mut(), 0) };
+    }
+}
 
 /// A word of the registers, which are a `struct pt_regs`: `X86` or `ARM`, in words.
 #[inline(always)]

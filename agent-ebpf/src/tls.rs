@@ -34,7 +34,7 @@ use crate::{
     http1::{self, mode},
     kernel::{self, Buffer},
     maps::{CLIENT, CLOSED, Connection, FRESH, OPENED, QUIET, SERVER, TLS_RUNS, WORK, Work, setting},
-    registers::{argument, returned, stack},
+    registers::{argument, keep_stack, returned, stack},
 };
 
 /// Most TLS connections at once.
@@ -538,6 +538,7 @@ pub unsafe fn describe(id: u64, open: *mut Open) -> u32 {
 /// Entry of a library's function.
 #[uprobe]
 pub fn tls_enter(ctx: ProbeContext) -> u32 {
+    keep_stack(&ctx);
     enter(&ctx);
     0
 }
@@ -611,6 +612,7 @@ pub fn free(session: &Session) {
 /// direction that is a constant spares the verifier half of all ways.
 #[uprobe]
 pub fn tls_read(ctx: ProbeContext) -> u32 {
+    keep_stack(&ctx);
     leave(&ctx, 0);
     0
 }
@@ -618,6 +620,7 @@ pub fn tls_read(ctx: ProbeContext) -> u32 {
 /// Return of one that writes.
 #[uprobe]
 pub fn tls_write(ctx: ProbeContext) -> u32 {
+    keep_stack(&ctx);
     leave(&ctx, 1);
     0
 }
