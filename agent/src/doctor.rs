@@ -81,6 +81,8 @@ pub struct Facts {
     pub tls: Option<TlsOffer>,
     /// Members that the programs need and the types lack.
     pub offsets: Result<(), String>,
+    /// The kernel has the helper that the parser needs; `None` where its types do not tell.
+    pub has_loops: Option<bool>,
     /// Content of `/sys/kernel/security/lockdown`.
     pub lockdown: Option<String>,
     /// Content of `/proc/sys/net/core/bpf_jit_enable`.
@@ -129,6 +131,7 @@ fn facts() -> Facts {
         offsets: types.clone().and_then(|b| load::settings(b, wanted).map(|_| ()).map_err(|e| format!("{e:#}"))),
         doors,
         tls,
+        has_loops: types.as_ref().ok().and_then(|types| probe::has_loops(types)),
         types: types.map(|_| ()),
         door,
         lockdown: read("/sys/kernel/security/lockdown"),
@@ -218,6 +221,11 @@ impl Report {
                     check("members of kernel structs", false, e.clone(), Some("report this kernel to the project"))
                 }
             }
+        }
+        match facts.has_loops {
+            Some(false) => check("helper bpf_loop", false, probe::NO_LOOPS.into(), Some("use Linux 5.17 or later")),
+            Some(true) => check("helper bpf_loop", true, "there".into(), None),
+            None => {}
         }
         if let Some(lockdown) = &facts.lockdown {
             let strict = lockdown.contains("[confidentiality]");
@@ -322,7 +330,7 @@ impl Report {
         out += if self.can_capture {
             "\nplaintext HTTP can be captured here\n"
         } else {
-            "\nnothing can be captured here: see the lines marked LACK\n"
+            "\nnothing can be captured here: see the lines marked LACK, and the reasons of the hooks\n"
         };
         out
     }
@@ -340,6 +348,7 @@ mod tests {
             doors: probe::Door::ALL.map(|door| (door, Ok(()))).into(),
             tls: Some(TlsOffer { libraries: Ok(()), go: Ok(()), by_perf: false }),
             offsets: Ok(()),
+            has_loops: Some(true),
             lockdown: None,
             jit: None,
             agent: None,
@@ -367,6 +376,8 @@ mod tests {
         assert!(named.doors[2].chosen && !named.doors[0].chosen && named.doors[0].why.contains("capture.door"));
         let nobody = Report::judge(&Facts { capabilities: 0, ..without(good(), &[0, 1, 2]) });
         assert!(!nobody.can_capture && nobody.text(false).contains("give CAP_BPF and CAP_PERFMON"));
+        let old = without(Facts { has_loops: Some(false), ..good() }, &[0, 1, 2]);
+        assert!(Report::judge(&old).text(false).contains("LACK helper bpf_loop: this kernel has no bpf_loop"));
         let no_types =
             without(Facts { types: Err("no BTF".into()), offsets: Err("no BTF".into()), ..good() }, &[0, 1, 2]);
         let text = Report::judge(&no_types).text(false);

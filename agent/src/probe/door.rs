@@ -97,6 +97,15 @@ const KPROBE: [Attachment; 13] = [
 /// What perf offers kprobes by; absent where the kernel has none.
 const KPROBE_UNIT: &str = "/sys/bus/event_source/devices/kprobe";
 
+/// What a kernel before 5.17 lacks, whatever the door.
+pub const NO_LOOPS: &str = "this kernel has no bpf_loop, which the parser of HTTP needs (Linux 5.17 and later have it)";
+
+/// Has the kernel `bpf_loop`? `None` where its types do not tell.
+#[must_use]
+pub fn has_loops(types: &Btf) -> Option<bool> {
+    types.has_constant("bpf_func_id", "BPF_FUNC_loop")
+}
+
 impl Door {
     /// All, in the order in which they are tried.
     pub const ALL: [Self; 3] = [Self::TpBtf, Self::Fexit, Self::Kprobe];
@@ -159,10 +168,8 @@ impl Door {
     }
 
     fn offered_by(self, types: &Btf, kprobes: bool) -> Result<Vec<Attachment>, String> {
-        if types.has_constant("bpf_func_id", "BPF_FUNC_loop") == Some(false) {
-            return Err(
-                "this kernel has no bpf_loop, which the parser of HTTP needs (Linux 5.17 and later have it)".into()
-            );
+        if has_loops(types) == Some(false) {
+            return Err(NO_LOOPS.into());
         }
         if self == Self::Kprobe && !kprobes {
             return Err("this kernel has no kprobes (CONFIG_KPROBE_EVENTS)".into());

@@ -104,7 +104,8 @@ pub const ALL: [Kernel; 7] = [
         tls: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
-        package: "linux-image-7.3.",
+        // From 7 on the kernel is not in linux-image, which depends on it.
+        package: "linux-binary-7.3.",
     },
     Kernel {
         version: "6.1",
