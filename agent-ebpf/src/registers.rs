@@ -6,7 +6,7 @@ use aya_ebpf::{helpers::generated::bpf_tail_call, programs::ProbeContext};
 
 use crate::maps::setting;
 
-/// Keeps a uprobe's program on the stack of its thread. To be called by each, in its first function.
+/// Keeps a uprobe's program on the stack of its thread. To be called in its first function.
 ///
 /// From Linux 6.13 on the kernel gives programs of this type a stack for each CPU (`bpf_enable_priv_stack`). Those of
 /// kprobes can share it, since no second one runs on the CPU meanwhile; those of uprobes are put aside for other threads,

@@ -2,8 +2,7 @@
 //!
 //! # Hooks
 //! uprobes at the entry ([`tls_enter`]) and return ([`tls_read`], [`tls_write`]) of a library's read and write functions;
-//! the cookie of a probe says which ([`Op`]). The socket door calls [`begins`], [`carry`], [`end_of_file`],
-//! [`forget`].
+//! the cookie of a probe says which ([`Op`]). The socket door calls [`begins`], [`carry`], [`end_of_file`], [`forget`].
 //!
 //! # State
 //! A socket whose first bytes are a TLS record gets a [`Plain`]: the state of the HTTP machine for what it
@@ -612,7 +611,6 @@ pub fn free(session: &Session) {
 /// direction that is a constant spares the verifier half of all ways.
 #[uprobe]
 pub fn tls_read(ctx: ProbeContext) -> u32 {
-    keep_stack(&ctx);
     leave(&ctx, 0);
     0
 }
@@ -620,13 +618,13 @@ pub fn tls_read(ctx: ProbeContext) -> u32 {
 /// Return of one that writes.
 #[uprobe]
 pub fn tls_write(ctx: ProbeContext) -> u32 {
-    keep_stack(&ctx);
     leave(&ctx, 1);
     0
 }
 
 #[inline(always)]
 fn leave(ctx: &ProbeContext, direction: u64) {
+    keep_stack(ctx);
     let Some(call) = call(false) else { return };
     // SAFETY: storage of the current thread.
     let call = unsafe { &mut *call };
