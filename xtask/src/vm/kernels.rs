@@ -34,6 +34,9 @@ pub struct Kernel {
     pub doors: [(&'static str, bool); 3],
     /// It lets TLS of libraries be read.
     pub tls: bool,
+    /// It puts threads aside within itself (`PREEMPT(lazy)`): by fexit it skips a send while another's program is on the
+    /// processor, which the agent counts.
+    pub skips: bool,
     archive: Archive,
     suite: &'static str,
     /// Meta-package, or beginning of the name of the newest of a series.
@@ -62,6 +65,7 @@ pub const ALL: [Kernel; 7] = [
         fast: false,
         doors: NONE,
         tls: false,
+        skips: false,
         archive: Archive::Security,
         suite: "bullseye-security",
         package: "linux-image-cloud-amd64",
@@ -72,6 +76,7 @@ pub const ALL: [Kernel; 7] = [
         fast: true,
         doors: NO_TRACEPOINTS,
         tls: true,
+        skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-cloud-amd64",
@@ -82,6 +87,7 @@ pub const ALL: [Kernel; 7] = [
         fast: true,
         doors: ALL_DOORS,
         tls: true,
+        skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-6.12-cloud-amd64",
@@ -92,6 +98,7 @@ pub const ALL: [Kernel; 7] = [
         fast: false,
         doors: ALL_DOORS,
         tls: true,
+        skips: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
         package: "linux-image-6.18.",
@@ -102,6 +109,7 @@ pub const ALL: [Kernel; 7] = [
         fast: false,
         doors: ALL_DOORS,
         tls: true,
+        skips: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
         // From 7 on the kernel is not in linux-image, which depends on it.
@@ -113,6 +121,7 @@ pub const ALL: [Kernel; 7] = [
         fast: false,
         doors: KPROBES_ONLY,
         tls: true,
+        skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-cloud-arm64",
@@ -123,6 +132,7 @@ pub const ALL: [Kernel; 7] = [
         fast: false,
         doors: ALL_DOORS,
         tls: true,
+        skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
         package: "linux-image-6.12-cloud-arm64",

@@ -167,8 +167,9 @@ fn settings(kernel: &Kernel, options: &Options) -> String {
     let doors = kernel.doors.map(|(door, offered)| format!("{door}:{}", if offered { "yes" } else { "no" }));
     let full = if options.full { " vm.full" } else { "" };
     let tls = if kernel.tls { " vm.tls" } else { "" };
+    let skips = if kernel.skips { " vm.skips" } else { "" };
     let filter = options.filter.as_ref().map_or_else(String::new, |f| format!(" vm.filter={f}"));
-    format!("vm.doors={}{tls}{full}{filter}", doors.join(","))
+    format!("vm.doors={}{tls}{skips}{full}{filter}", doors.join(","))
 }
 
 /// Builds what runs in the guest and packs it. On this machine's own processor that is the very binary that
