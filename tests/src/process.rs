@@ -33,23 +33,37 @@ impl DerefMut for Guard {
     }
 }
 
-/// A process that ends with its test, and the folder that goes with it.
+/// A folder that goes with the value.
+pub struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for Folder {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// A process that ends with its test, and then the folder that goes with it: it may write there to its end.
 pub struct Process {
     /// The process.
     pub child: Guard,
     /// Its own folder.
-    pub folder: PathBuf,
+    pub folder: Folder,
     /// Where it listens on 127.0.0.1.
     pub port: u16,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may still write there.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
 }
 
 impl Process {
@@ -92,8 +106,9 @@ impl Process {
         let port = free_port();
         let folder = std::env::temp_dir().join(format!("apiscope-{name}-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
+        let folder = Folder(folder);
         let child = command(&folder, port)
-            .current_dir(&folder)
+            .current_dir(&*folder)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
