@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build;
+mod cluster;
 mod collector;
 mod demo;
 mod deny;
@@ -48,6 +49,8 @@ enum Command {
     Deny,
     /// Check the chart: documentation, schema, lint, templates, manifests.
     Helm(helm::Options),
+    /// A one-node Kubernetes on this machine, and the chart's test in it or in any cluster.
+    Cluster(cluster::Options),
     /// A container image (OCI layout in a tar archive) with its bill of materials, without a container engine.
     Image(image::Options),
     /// A Debian package.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Deny => deny::run(),
         Command::Helm(options) => helm::run(&options),
+        Command::Cluster(options) => cluster::run(&options),
         Command::Image(options) => image::image(&options),
         Command::Deb(options) => image::deb(&options),
         Command::Vm(options) => vm::run(&options),

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{collector, ebpf, helm, image, place, programs, root, step};
+use crate::{cluster, collector, ebpf, helm, image, place, programs, root, step};
 
 /// How long a refusal is believed.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -39,6 +39,8 @@ pub enum Level {
     Long,
     /// The chart's checks: helm (five minutes to build) and kubeconform.
     Helm,
+    /// A Kubernetes to test the chart in (some 20 minutes to build), with helm and a collector.
+    Cluster,
     /// The emulator that boots other kernels.
     Vm,
     /// What builds for 64-bit ARM and emulates it (`cargo xtask vm --arch arm64`): 400 MB.
@@ -127,6 +129,19 @@ pub fn need(level: Level) -> Result<()> {
             }
             if image::has_library(image::ARM64)? { Ok(()) } else { once("rust-std-arm64", library_of_arm64) }
         }
+        Level::Cluster => {
+            packages(&CLUSTER);
+            if let Some(missing) = CLUSTER.iter().find(|p| place::program(p.program).is_none()) {
+                bail!("a cluster needs {}: install the package {}", missing.program, missing.package);
+            }
+            if !collector::binary()?.is_file() {
+                once("otelcol", collector::build)?;
+            }
+            if !cluster::are_built()? {
+                once("kubernetes", cluster::build)?;
+            }
+            need(Level::Helm)
+        }
         Level::Bench => {
             packages(&BENCH);
             if !grpc_go()?.is_file() {
@@ -195,6 +210,19 @@ const VM: [Package; 1] = [from("qemu-system-x86_64", "qemu-system-x86")];
 /// Emulator, C compiler (of ring) and linker, C library.
 const ARM64: [Package; 2] =
     [from("qemu-system-aarch64", "qemu-system-arm"), from("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")];
+
+/// The CNI plugins are in no PATH: one of them is looked for where Debian has it.
+const CLUSTER: [Package; 9] = [
+    from("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    from("etcd", "etcd-server"),
+    from("containerd", "containerd"),
+    from("runc", "runc"),
+    from("ip", "iproute2"),
+    from("nsenter", "util-linux"),
+    from("openssl", "openssl"),
+    from("bpftool", "bpftool"),
+    from("go", "golang-go"),
+];
 
 const BENCH: [Package; 4] =
     [from("nginx", "nginx-light"), from("wrk", "wrk"), from("h2load", "nghttp2-client"), from("bpftool", "bpftool")];

@@ -4,7 +4,7 @@
 //! comes to. The image is that program, the certificates of the public authorities, and a user database; no
 //! shell, no package manager. Its time is the commit's: the same commit gives the same bytes.
 
-mod archive;
+pub mod archive;
 mod deb;
 mod oci;
 mod sbom;
@@ -52,6 +52,21 @@ pub struct Options {
 /// # Errors
 /// The build fails, or the image is too large.
 pub fn image(options: &Options) -> Result<()> {
+    archived(options).map(drop)
+}
+
+/// Makes the image of this machine's architecture under its usual name, of a program that was built before or is
+/// built now; returns the archive.
+///
+/// # Errors
+/// The build fails, or the image is too large.
+pub fn made(program: Option<&Path>) -> Result<PathBuf> {
+    let name = concat!("ghcr.io/apiscope/apiscope:", env!("CARGO_PKG_VERSION")).to_owned();
+    let arch = if env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" }.to_owned();
+    archived(&Options { arch, name, program: program.map(Path::to_owned), output: None })
+}
+
+fn archived(options: &Options) -> Result<PathBuf> {
     let program = Program::get(options)?;
     let sbom = program.sbom()?;
     let mut files = vec![
@@ -103,7 +118,7 @@ pub fn image(options: &Options) -> Result<()> {
     if built.unpacked > MOST {
         bail!("the image is larger than {}", mib(MOST));
     }
-    Ok(())
+    Ok(file)
 }
 
 /// Makes the Debian package.
