@@ -31,7 +31,7 @@ const SET_SIGNAL: libc::c_int = 10;
 const SET_OWNER: libc::c_int = 15;
 const OF_THREAD: libc::c_int = 0;
 
-/// A file as the kernel names it: device and inode.
+/// A file as the kernel names it: device and inode; of files in overlays, when it was made and inode.
 pub type Key = (u64, u64);
 
 /// All leases. The kernel tells a thread of its own that one is in the way.

@@ -9,13 +9,13 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use agent_ebpf::{LAYOUTS, Layout, Op};
@@ -333,7 +333,7 @@ impl Finder {
         if !self.coverage().is_unexplained(pid) || self.texts.len() >= MAX_FILES {
             return;
         }
-        let found = self.texts.entry((meta.dev(), meta.ino())).or_insert_with(|| library::by_text(&file)).clone();
+        let found = self.texts.entry(identity(&file, &meta)).or_insert_with(|| library::by_text(&file)).clone();
         if let Some(found) = found {
             self.coverage().found(pid, &found);
         }
@@ -346,7 +346,7 @@ impl Finder {
         if !meta.is_file() {
             return Ok(None);
         }
-        let key = (meta.dev(), meta.ino());
+        let key = identity(&file, &meta);
         for broken in self.leases.iter().flat_map(Leases::broken) {
             self.files.remove(&broken);
         }
@@ -542,6 +542,23 @@ impl Drop for Finder {
                 let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(part));
             }
         });
+    }
+}
+
+/// What a file is told apart by. The kernel probes the file below an overlay, of which each container has another view: the
+/// same inode, on a device of the container's own. Probed once for each, every call would be seen as often. So the
+/// device of such a file is when it was made, to the nanosecond, which all views say alike.
+fn identity(file: &File, meta: &fs::Metadata) -> Key {
+    const OVERLAY: libc::c_long = 0x794c_7630;
+    // SAFETY: all zero is a valid value of this plain struct, and it outlives the call on a valid descriptor.
+    let is_overlay = unsafe {
+        let mut system: libc::statfs = std::mem::zeroed();
+        libc::fstatfs(file.as_raw_fd(), &raw mut system) == 0 && system.f_type == OVERLAY
+    };
+    let made = meta.created().ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    match made {
+        Some(made) if is_overlay => (u64::try_from(made.as_nanos()).unwrap_or(u64::MAX), meta.ino()),
+        _ => (meta.dev(), meta.ino()),
     }
 }
 
