@@ -36,8 +36,8 @@ use objects::{Column, Event, List, Meta, Naming, Shared};
 
 /// First and longest pause before a failed request is made again.
 pub const RETRY: Duration = Duration::from_millis(500);
-/// See [`RETRY`].
-pub const RETRY_MOST: Duration = Duration::from_secs(30);
+/// See [`RETRY`]. Pods that start in this time after the API server is back go by container id.
+pub const RETRY_MOST: Duration = Duration::from_secs(5);
 /// A failure is complained about once, then this often.
 const COMPLAIN_AFTER: Duration = Duration::from_secs(300);
 /// Objects of one page of a list.

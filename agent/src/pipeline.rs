@@ -23,7 +23,11 @@ use crate::{
     event,
     exchange::{Exchange, Origin, Peer, Side},
     export::{self, Changes, Exporter},
-    identity::{self, Processes, ends::Ends, pods::Pods},
+    identity::{
+        self, Processes,
+        ends::Ends,
+        pods::{Pods, Source},
+    },
     inventory::{self, Inventory, Keeper},
     kubernetes::Watches,
     local::Socket,
@@ -153,7 +157,10 @@ pub fn run(options: &Options) -> anyhow::Result<Totals> {
     let ends = watches.is_some().then_some(pods);
     let changes = exporter.as_ref().map(Exporter::changes);
     let mut capture = Capture::new(options, stats.clone(), shared.clone(), kernel, recording, exporter, principals)?;
-    capture.inner.ends = ends.map(|pods: Arc<RwLock<Pods>>| Ends::new(pods, stats.clone()));
+    capture.inner.ends = ends.map(|pods: Arc<RwLock<Pods>>| {
+        let sources = if config.kubernetes.peers { &Source::ALL[..] } else { &Source::ALL[..1] };
+        Ends::new(pods, stats.clone()).starting(sources, wall())
+    });
     stats.ready.store(true, Ordering::Relaxed);
     let socket_path = socket.as_ref().map(|s| s.path().to_owned());
     std::thread::scope(|scope| -> anyhow::Result<()> {

@@ -2,8 +2,9 @@
 //! other. What the API server has not told yet is waited for, shortly, so that the first exchange of a pod
 //! is counted under its name and not under its container.
 //!
-//! Nothing is lost here: what cannot be named in time goes on without, and is counted ([`Unnamed`]). Without
-//! an API server, or while it is away, nothing waits.
+//! Nothing is lost here: what cannot be named in time goes on without, and is counted ([`Unnamed`]). While the API
+//! server is away nothing waits. At the agent's own start everything waits for the first lists, [`START`] at most: a
+//! restart loses no names.
 
 use std::{
     collections::VecDeque,
@@ -23,6 +24,8 @@ use crate::{
 pub const MAX_WAITING: usize = 4_096;
 /// How long one waits, ns: a watch tells of a pod some 0.1 s after the API server does.
 pub const WAIT: u64 = 2_000_000_000;
+/// How long the first lists are waited for, ns.
+pub const START: u64 = 10_000_000_000;
 /// Most addresses that are remembered as nobody's.
 const MAX_STRANGERS: usize = 8_192;
 /// For how long, ns.
@@ -34,6 +37,8 @@ pub struct Ends {
     waiting: VecDeque<(u64, Exchange)>,
     /// Addresses that look like a pod's, for which nothing was told in time.
     strangers: FxHashMap<IpAddr, u64>,
+    /// Until when, ns since the epoch, which watches' first lists are waited for.
+    start: Option<(u64, &'static [Source])>,
     /// State of the table when what waits was last looked up.
     changes: u64,
     stats: Arc<Stats>,
@@ -46,29 +51,55 @@ struct Missing {
     peer: Option<IpAddr>,
 }
 
+impl Missing {
+    /// What of an exchange has no name yet that a pod could give it.
+    fn of(exchange: &Exchange) -> Self {
+        let peer = if exchange.side == Side::Server { &exchange.client } else { &exchange.server };
+        let address = if let Peer::Ip(address) = peer { Some(address.ip()) } else { None };
+        let origin = exchange.origin.as_ref();
+        Self {
+            own: origin.is_some_and(|o| o.container_id.is_some() && o.pod.is_none() && o.pod_uid.is_some()),
+            peer: address.filter(|_| exchange.peer.is_none()),
+        }
+    }
+}
+
 impl Ends {
     /// Asks `pods`.
     #[must_use]
     pub fn new(pods: Arc<RwLock<Pods>>, stats: Arc<Stats>) -> Self {
-        Self { pods, waiting: VecDeque::new(), strangers: FxHashMap::default(), changes: 0, stats }
+        Self { pods, waiting: VecDeque::new(), strangers: FxHashMap::default(), start: None, changes: 0, stats }
+    }
+
+    /// From now on, `now`, the first lists of these watches are waited for.
+    #[must_use]
+    pub fn starting(mut self, sources: &'static [Source], now: u64) -> Self {
+        self.start = Some((now + START, sources));
+        self
     }
 
     /// Names the ends of an exchange. False when it was taken, to wait for what the API server says: see
     /// [`Ends::due`]. `now` is ns since the epoch.
     pub fn name(&mut self, exchange: &mut Exchange, now: u64) -> bool {
-        let missing = {
+        let (missing, until) = {
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            look_up(&pods, exchange, !pods.is_live(Source::NodePods))
+            match self.start {
+                Some((until, sources)) if is_starting(&pods, sources, until, now) => {
+                    (Missing::of(exchange), until.max(now + WAIT))
+                }
+                _ => (look_up(&pods, exchange, !pods.is_live(Source::NodePods)), now + WAIT),
+            }
         };
         let stranger = missing.peer.is_some_and(|a| self.strangers.get(&a).is_some_and(|until| *until > now));
         if !missing.own && (missing.peer.is_none() || stranger) {
+            self.count(exchange);
             return true;
         }
         if self.waiting.len() >= MAX_WAITING {
             self.stats.unnamed(Unnamed::WaitingFull, 1);
             return true;
         }
-        self.waiting.push_back((now + WAIT, std::mem::take(exchange)));
+        self.waiting.push_back((until, std::mem::take(exchange)));
         false
     }
 
@@ -77,6 +108,15 @@ impl Ends {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
         let changed = pods.changes != self.changes;
         self.changes = pods.changes;
+        if let Some((until, sources)) = self.start {
+            if is_starting(&pods, sources, until, now) {
+                return Vec::new();
+            }
+            self.start = None;
+            for (until, _) in &mut self.waiting {
+                *until = (*until).min(now.saturating_add(WAIT));
+            }
+        }
         if self.waiting.front().is_none_or(|(until, _)| *until > now) && !changed {
             return Vec::new();
         }
@@ -85,13 +125,12 @@ impl Ends {
         for (until, mut exchange) in std::mem::take(&mut self.waiting) {
             let missing = look_up(&pods, &mut exchange, until <= now);
             if !missing.own && missing.peer.is_none() {
+                self.count(&exchange);
                 due.push(exchange);
             } else if until > now {
                 waiting.push_back((until, exchange));
             } else {
-                if missing.own {
-                    self.stats.unnamed(Unnamed::Pod, 1);
-                }
+                self.count(&exchange);
                 if let Some(address) = missing.peer {
                     self.stats.unnamed(Unnamed::Peer, 1);
                     if self.strangers.len() >= MAX_STRANGERS {
@@ -108,10 +147,22 @@ impl Ends {
         due
     }
 
+    /// An exchange goes on: with a name, or counted. Also while the API server is away, when nothing is missed that could come.
+    fn count(&self, exchange: &Exchange) {
+        if Missing::of(exchange).own {
+            self.stats.unnamed(Unnamed::Pod, 1);
+        }
+    }
+
     /// Everything that waits, at the agent's own end.
     pub fn flush(&mut self) -> Vec<Exchange> {
         self.due(u64::MAX)
     }
+}
+
+/// Not all of these watches have told what is there, and there is time left.
+fn is_starting(pods: &Pods, sources: &[Source], until: u64, now: u64) -> bool {
+    now < until && !sources.iter().all(|s| pods.has_told(*s))
 }
 
 /// `last`: nothing will be waited for after this.
@@ -228,8 +279,32 @@ mod tests {
         let unnamed = ends.due(103 * S);
         assert_eq!((unnamed.len(), &*unnamed[0].service), (1, "python3"));
         let totals = stats.totals();
-        assert_eq!((totals.unnamed["pod"], totals.unnamed["peer"]), (1, 1));
+        assert_eq!((totals.unnamed["pod"], totals.unnamed["peer"]), (2, 1));
         assert!(ends.name(&mut exchange("c1", "10.0.0.7:5"), 104 * S), "a stranger is not waited for again");
+    }
+
+    #[test]
+    fn first_lists_are_waited_for() {
+        let (pods, stats, ends) = start();
+        let mut ends = ends.starting(&[Source::NodePods, Source::OtherPods], 100 * S);
+        assert!(!ends.name(&mut exchange("c1", "10.0.0.9:5"), 100 * S));
+        pods.write().expect("whole").pod(Source::NodePods, pod("web", "10.0.0.1", "c1"), 0);
+        pods.write().expect("whole").set_live(Source::NodePods, true);
+        assert!(ends.due(105 * S).is_empty(), "the other end may still be told");
+        pods.write().expect("whole").pod(Source::OtherPods, pod("job", "10.0.0.9", "x"), 0);
+        pods.write().expect("whole").set_live(Source::OtherPods, true);
+        let named = ends.due(105 * S);
+        let first = named.first().expect("named");
+        assert_eq!((&*first.service, first.caller.as_deref()), ("web-svc", Some("shop/job")));
+        assert_eq!(stats.totals().unnamed.values().sum::<u64>(), 0);
+
+        let (_, stats, ends) = start();
+        let mut ends = ends.starting(&[Source::NodePods], 100 * S);
+        assert!(!ends.name(&mut exchange("c1", "10.0.0.9:5"), 100 * S));
+        assert!(ends.due(109 * S).is_empty());
+        assert_eq!(ends.due(111 * S).len(), 1, "no longer than that");
+        assert!(ends.name(&mut exchange("c1", "10.0.0.9:5"), 112 * S));
+        assert_eq!(stats.totals().unnamed["pod"], 2);
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub struct Pods {
     /// Networks in which pods were seen: /16 and /64.
     near: FxHashSet<IpAddr>,
     live: [bool; Source::ALL.len()],
+    /// Was connected once: what was there at the start is known.
+    told: [bool; Source::ALL.len()],
     /// Pods that are gone, in that order: when to forget them.
     gone: std::collections::VecDeque<(u64, Arc<str>)>,
     /// Objects that did not fit.
@@ -248,6 +250,7 @@ impl Pods {
     /// A watch is connected, or not.
     pub fn set_live(&mut self, source: Source, live: bool) {
         self.live[source as usize] = live;
+        self.told[source as usize] |= live;
         self.changes += 1;
     }
 
@@ -255,6 +258,12 @@ impl Pods {
     #[must_use]
     pub fn is_live(&self, source: Source) -> bool {
         self.live[source as usize]
+    }
+
+    /// Was this watch connected once?
+    #[must_use]
+    pub fn has_told(&self, source: Source) -> bool {
+        self.told[source as usize]
     }
 
     /// Where a container runs. `pod_uid` helps where the API server tells of the pod before its container.
