@@ -168,7 +168,13 @@ pub fn fetch(kernel: &Kernel, update: bool) -> Result<Boot> {
     let apt = Apt::new(kernel.archive, kernel.suite, kernel.arch)?;
     let package = apt.resolve(kernel)?;
     let unpacked = apt.unpack(&package, &folder)?;
-    let from = fs::read_dir(unpacked.join("boot"))?
+    // From Linux 7 on it is among its modules.
+    let modules =
+        fs::read_dir(unpacked.join("usr/lib/modules")).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+    let from = std::iter::once(unpacked.join("boot"))
+        .chain(modules)
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
         .with_context(|| format!("{package} holds no kernel"))?;

@@ -125,7 +125,7 @@ pub fn run(options: &Options) -> Result<()> {
             println!("  note: no guest starts with hardware virtualisation here; emulating");
             accelerated = false;
         }
-        let deadline = if options.full { DEADLINE_FULL } else { DEADLINE };
+        let deadline = if options.full || options.count { DEADLINE_FULL } else { DEADLINE };
         println!("{}: {}", kernel.version, boot.package);
         let run = machine.run(&settings(kernel, options), deadline, accelerated, &folder, |line| {
             if let Some(test) = table::progress(line) {
