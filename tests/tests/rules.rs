@@ -190,7 +190,8 @@ fn what_is_left_out_leaves_the_table_empty() {
     server.ask(100);
     std::thread::sleep(std::time::Duration::from_secs(1));
     let after = agent.snapshot().expect("an answer").totals.connections;
-    assert!(after <= before + 20, "connections of excluded processes stay in the table: {before} -> {after}");
+    // Kept, they would be 200. The rest of the machine has connections of its own meanwhile.
+    assert!(after < before + 80, "connections of excluded processes stay in the table: {before} -> {after}");
     agent.expect(&server.address(), &[]);
     agent.stop();
 }
