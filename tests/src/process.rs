@@ -36,6 +36,25 @@ impl DerefMut for Guard {
 /// A folder that goes with the value.
 pub struct Folder(PathBuf);
 
+impl Folder {
+    /// Makes it, below the system's for temporary files, with a name of this process's own.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("apiscope-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    /// The path of a file in it, as text.
+    #[must_use]
+    pub fn at(&self, name: &str) -> String {
+        self.join(name).display().to_string()
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
@@ -104,9 +123,7 @@ impl Process {
     #[must_use]
     pub fn spawn(name: &str, command: impl FnOnce(&Path, u16) -> Command) -> Self {
         let port = free_port();
-        let folder = std::env::temp_dir().join(format!("apiscope-{name}-{}-{port}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let folder = Folder(folder);
+        let folder = Folder::new(&format!("{name}-{port}"));
         let child = command(&folder, port)
             .current_dir(&*folder)
             .stdin(Stdio::null())

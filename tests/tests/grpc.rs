@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -94,7 +94,12 @@ fn go_calls(server: &Process, tls: bool) -> Vec<Called> {
         &grpc_go().display().to_string(),
         [&["call", &port][..], if tls { &["cert.pem"] } else { &[] }].concat(),
     );
-    let lines = String::from_utf8(out.stdout).expect("JSON");
+    said(&out)
+}
+
+/// What a client prints: a line of JSON for each call.
+fn said(out: &Output) -> Vec<Called> {
+    let lines = std::str::from_utf8(&out.stdout).expect("JSON");
     lines.lines().map(|line| serde_json::from_str(line).expect("a call")).collect()
 }
 
@@ -275,8 +280,7 @@ fn grpc_java() {
     let server = Process::ready("grpc-java", |_, port| java("serve", port));
     let out = java("call", server.port).stdin(Stdio::null()).output().expect("java starts");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let lines = String::from_utf8(out.stdout).expect("JSON");
-    let calls: Vec<Called> = lines.lines().map(|line| serde_json::from_str(line).expect("a call")).collect();
+    let calls = said(&out);
     assert_eq!(calls.len(), 1 + 8 * 29);
     check(agent, &server.address(), &calls);
 }
@@ -297,11 +301,7 @@ fn envoy() {
         command
     });
     wait_for(plain);
-    let through = |arguments: &[&str]| -> Vec<Called> {
-        let out = envoy.client(&grpc_go().display().to_string(), arguments);
-        let lines = String::from_utf8(out.stdout).expect("JSON");
-        lines.lines().map(|line| serde_json::from_str(line).expect("a call")).collect()
-    };
+    let through = |arguments: &[&str]| said(&envoy.client(&grpc_go().display().to_string(), arguments));
     let calls = through(&["call", &plain.to_string()]);
     assert_eq!(calls.len(), 1 + 8 * 31 + 2);
     check(agent, &format!("127.0.0.1:{plain}"), &calls);

@@ -6,26 +6,17 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Step, free_port, listener, play};
+use apiscope_tests::{Agent, Step, free_port, listener, play, process::Guard};
 use serde_json::Value;
 
 /// What the collector handed on.
 type Received = Arc<Mutex<Vec<Value>>>;
-
-struct Collector(Child);
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn binary() -> PathBuf {
     std::env::var_os("APISCOPE_OTELCOL").map(PathBuf::from).filter(|p| p.exists()).expect(
@@ -70,7 +61,7 @@ fn take(mut stream: &TcpStream, received: &Received) -> Option<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}").ok()
 }
 
-fn collector_with(grpc: u16, http: u16, sink: u16, more: &str) -> Collector {
+fn collector_with(grpc: u16, http: u16, sink: u16, more: &str) -> Guard {
     let file = std::env::temp_dir().join(format!("apiscope-otelcol-{}-{grpc}.yaml", std::process::id()));
     let text = format!(
         "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '127.0.0.1:{grpc}', {more}}}, http: {{endpoint: '127.0.0.1:{http}', {more}}}}}}}}}
@@ -86,7 +77,7 @@ service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipe
         .stdout(Stdio::null())
         .spawn()
         .expect("the collector starts");
-    let collector = Collector(child);
+    let collector = Guard(child);
     let end = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(("127.0.0.1", grpc)).is_err() || TcpStream::connect(("127.0.0.1", http)).is_err() {
         assert!(Instant::now() < end, "the collector does not listen");
@@ -95,7 +86,7 @@ service: {{telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}, pipe
     collector
 }
 
-fn collector(grpc: u16, http: u16, sink: u16) -> Collector {
+fn collector(grpc: u16, http: u16, sink: u16) -> Guard {
     collector_with(grpc, http, sink, "include_metadata: false")
 }
 
@@ -109,48 +100,42 @@ fn attribute<'a>(of: &'a Value, key: &str) -> Option<&'a Value> {
     all.iter().find(|a| a["key"] == key).and_then(|a| a["value"].as_object()?.values().next())
 }
 
-/// Requests of a route as the newest export of a server's durations says, over all statuses.
-fn counted(received: &Received, route: &str) -> u64 {
+/// The points of a metric in one export whose route is like that. `kind` is what holds them: `histogram`, `sum`.
+fn points<'a>(export: &'a Value, metric: &str, kind: &str, route: impl Fn(&str) -> bool) -> Vec<&'a Value> {
+    list(export, &["resourceMetrics", "scopeMetrics", "metrics"])
+        .into_iter()
+        .filter(|m| m["name"] == metric)
+        .flat_map(|m| m[kind]["dataPoints"].as_array().into_iter().flatten())
+        .filter(|p| attribute(p, "http.route").and_then(Value::as_str).is_some_and(&route))
+        .collect()
+}
+
+/// A count as OTLP/JSON writes it.
+fn number(point: &Value, key: &str) -> u64 {
+    point[key].as_str().and_then(|c| c.parse().ok()).expect("a count")
+}
+
+/// Requests of such routes as the newest export of a server's durations that has them says, over all statuses.
+fn counted(received: &Received, route: impl Fn(&str) -> bool) -> u64 {
     let received = received.lock().expect("not poisoned");
-    let newest = received.iter().rev().find_map(|export| {
-        let mut sum = None;
-        for metric in list(export, &["resourceMetrics", "scopeMetrics", "metrics"]) {
-            if metric["name"] != "http.server.request.duration" {
-                continue;
-            }
-            for point in metric["histogram"]["dataPoints"].as_array().into_iter().flatten() {
-                if attribute(point, "http.route").is_some_and(|r| r == route) {
-                    let count = point["count"].as_str().and_then(|c| c.parse::<u64>().ok()).expect("a count");
-                    sum = Some(sum.unwrap_or(0) + count);
-                }
-            }
-        }
-        sum
-    });
-    newest.unwrap_or(0)
+    let all = received.iter().rev().map(|e| points(e, "http.server.request.duration", "histogram", &route));
+    all.filter(|points| !points.is_empty())
+        .map(|points| points.iter().map(|p| number(p, "count")).sum())
+        .next()
+        .unwrap_or(0)
 }
 
 /// Requests of a route by scheme of their credential and whether they were refused, as the newest export says.
 fn credentials(received: &Received, route: &str) -> BTreeMap<(String, bool), u64> {
     let received = received.lock().expect("not poisoned");
-    let newest = received.iter().rev().find_map(|export| {
-        let mut all = BTreeMap::new();
-        for metric in list(export, &["resourceMetrics", "scopeMetrics", "metrics"]) {
-            if metric["name"] != "apiscope.auth.requests" {
-                continue;
-            }
-            for point in metric["sum"]["dataPoints"].as_array().into_iter().flatten() {
-                if attribute(point, "http.route").is_some_and(|r| r == route) {
-                    let count = point["asInt"].as_str().and_then(|c| c.parse::<u64>().ok()).expect("a count");
-                    let scheme = attribute(point, "apiscope.auth.scheme").and_then(Value::as_str).expect("a scheme");
-                    let refused = attribute(point, "apiscope.auth.refused").and_then(Value::as_bool).expect("a flag");
-                    *all.entry((scheme.to_owned(), refused)).or_default() += count;
-                }
-            }
-        }
-        (!all.is_empty()).then_some(all)
-    });
-    newest.unwrap_or_default()
+    let newest = received.iter().rev().map(|e| points(e, "apiscope.auth.requests", "sum", |r| r == route));
+    let mut all = BTreeMap::new();
+    for point in newest.into_iter().find(|points| !points.is_empty()).unwrap_or_default() {
+        let scheme = attribute(point, "apiscope.auth.scheme").and_then(Value::as_str).expect("a scheme");
+        let refused = attribute(point, "apiscope.auth.refused").and_then(Value::as_bool).expect("a flag");
+        *all.entry((scheme.to_owned(), refused)).or_default() += number(point, "asInt");
+    }
+    all
 }
 
 fn traffic(path: &str, n: usize, status: u16) {
@@ -210,7 +195,7 @@ fn through(protocol: &str) {
     let _collector = collector(grpc, http, port);
     traffic(&path, 10, 500);
     traffic(&path, 5, 401);
-    wait("35 requests", || counted(&received, &route) == 35);
+    wait("35 requests", || counted(&received, |r| r == route) == 35);
     let shown = BTreeMap::from([(("bearer".to_owned(), false), 30), (("bearer".to_owned(), true), 5)]);
     wait("the credentials", || credentials(&received, &route) == shown);
     let spans = || -> Vec<Value> {
@@ -278,7 +263,7 @@ fn mutual_tls() {
             ],
         );
         traffic(&name, 7, 200);
-        wait("7 requests over TLS", || counted(&received, &format!("/{name}/{{int}}")) == 7);
+        wait("7 requests over TLS", || counted(&received, |r| r == format!("/{name}/{{int}}")) == 7);
         agent.stop();
         std::fs::remove_dir_all(files).expect("removable");
     }
@@ -410,24 +395,7 @@ fn a_renamed_route_is_an_event_and_counted_once() {
     // The list is looked at once a minute; sooner the first time, which may have been before.
     wait_within(Duration::from_secs(90), "the endpoint", || !events("apiscope.endpoint.discovered").is_empty());
     // What the newest export says of all names together.
-    let sum = || {
-        let received = received.lock().expect("not poisoned");
-        let mut newest = 0;
-        for export in received.iter() {
-            let metrics = list(export, &["resourceMetrics", "scopeMetrics", "metrics"]);
-            let points = metrics
-                .into_iter()
-                .filter(|m| m["name"] == "http.server.request.duration")
-                .flat_map(|m| m["histogram"]["dataPoints"].as_array().into_iter().flatten())
-                .filter(|p| {
-                    attribute(p, "http.route").and_then(Value::as_str).is_some_and(|r| r.starts_with("/renamed/"))
-                })
-                .filter_map(|p| p["count"].as_str()?.parse::<u64>().ok())
-                .sum::<u64>();
-            newest = if points > 0 { points } else { newest };
-        }
-        newest
-    };
+    let sum = || counted(&received, |r| r.starts_with("/renamed/"));
     wait("every request", || sum() >= REQUESTS);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(sum(), REQUESTS, "of all names together");

@@ -3,22 +3,12 @@
 use std::{
     io::Write as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Want, free_port, program, ready};
-
-/// A server that ends with its test.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use apiscope_tests::{Agent, Want, free_port, process::Guard, program, ready};
 
 fn wait_for(port: u16) {
     let end = Instant::now() + Duration::from_secs(20);
@@ -28,7 +18,7 @@ fn wait_for(port: u16) {
     }
 }
 
-fn nginx(name: &str, location: &str) -> (Server, u16, std::path::PathBuf) {
+fn nginx(name: &str, location: &str) -> (Guard, u16, std::path::PathBuf) {
     let port = free_port();
     let folder = std::env::temp_dir().join(format!("apiscope-nginx-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -50,10 +40,10 @@ fn nginx(name: &str, location: &str) -> (Server, u16, std::path::PathBuf) {
         .spawn()
         .expect("nginx starts");
     wait_for(port);
-    (Server(child), port, folder)
+    (Guard(child), port, folder)
 }
 
-fn script(interpreter: &str, code: &str) -> Server {
+fn script(interpreter: &str, code: &str) -> Guard {
     let mut child = Command::new(program(interpreter))
         .args([if interpreter == "node" { "-e" } else { "-c" }, code])
         .stdin(Stdio::null())
@@ -61,7 +51,7 @@ fn script(interpreter: &str, code: &str) -> Server {
         .spawn()
         .expect("it starts");
     ready(&mut child);
-    Server(child)
+    Guard(child)
 }
 
 fn curl(url: &str) {
@@ -180,7 +170,7 @@ fn a_service_is_named_by_its_environment() {
         .stderr(Stdio::null())
         .spawn()
         .expect("python starts");
-    let _server = Server(child);
+    let _server = Guard(child);
     wait_for(port);
     curl(&format!("http://127.0.0.1:{port}/"));
     let server = format!("127.0.0.1:{port}");

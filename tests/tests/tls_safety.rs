@@ -15,7 +15,9 @@ use std::{
 
 use apiscope::exchange::{Attribution, Scheme, Side};
 use apiscope_tests::{
-    Agent, Want, free_port, program,
+    Agent, Want, free_port,
+    process::Folder,
+    program,
     tls::{Server, certificate, wait_for},
 };
 use rustls::{
@@ -35,14 +37,13 @@ fn content(size: usize) -> Vec<u8> {
 /// nginx with files of [`SIZES`].
 struct Nginx {
     child: Child,
-    folder: PathBuf,
+    folder: Folder,
     port: u16,
 }
 
 impl Nginx {
     fn start(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("apiscope-safety-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
+        let folder = Folder::new(&format!("safety-{name}"));
         certificate(&folder);
         for size in SIZES {
             std::fs::write(folder.join(size.to_string()), content(size)).expect("a file");
@@ -74,7 +75,6 @@ impl Drop for Nginx {
         // SAFETY: our own child, which is not waited for yet; its workers end with it.
         unsafe { libc::kill(pid, libc::SIGTERM) };
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

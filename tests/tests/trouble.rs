@@ -3,34 +3,13 @@
 
 use std::{
     io::Read as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Step, listener, play, play_many, program};
-
-/// A folder that goes with its test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("apiscope-trouble-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder");
-        Self(path)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use apiscope_tests::{Agent, Step, listener, play, play_many, process::Folder, program};
 
 /// `apiscope run` for a second, with a prefix (`setpriv …`), arguments and variables.
 fn run(prefix: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -69,7 +48,7 @@ fn expect(out: &Output, code: i32, says: &[&str]) {
 
 #[test]
 fn missing_capabilities_are_named() {
-    let folder = Folder::new("capabilities");
+    let folder = Folder::new("trouble-capabilities");
     let socket = folder.at("s");
     let arguments = ["--socket", &socket];
     for (drop, lacks) in [
@@ -85,7 +64,7 @@ fn missing_capabilities_are_named() {
 
 #[test]
 fn a_kernel_without_types() {
-    let folder = Folder::new("no-types");
+    let folder = Folder::new("trouble-no-types");
     let out = run_after("mount -t tmpfs none /sys/kernel/btf", &["--socket", &folder.at("s")]);
     expect(&out, 1, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF", "No such file"]);
     let cut = folder.at("btf");
@@ -97,7 +76,7 @@ fn a_kernel_without_types() {
 /// The kernel's own types with a name changed are those of a kernel that lacks it.
 #[test]
 fn an_older_kernel() {
-    let folder = Folder::new("older");
+    let folder = Folder::new("trouble-older");
     for (name, other, says) in [
         ("btf_trace_sock_send_length", "btf_trace_xxxx_send_length", "no tracepoint sock_send_length (Linux 6.3"),
         ("skc_daddr", "xxx_daddr", "lack sock.__sk_common.skc_daddr"),
@@ -112,8 +91,8 @@ fn an_older_kernel() {
 
 #[test]
 fn files_that_cannot_be_written() {
-    let folder = Folder::new("files");
-    std::fs::create_dir(folder.0.join("ro")).expect("a folder");
+    let folder = Folder::new("trouble-files");
+    std::fs::create_dir(folder.join("ro")).expect("a folder");
     let (socket, inside) = (folder.at("s"), folder.at("ro/inside"));
     let read_only = format!("mount -t tmpfs -o ro none {}", folder.at("ro"));
     let out = run_after(&read_only, &["--socket", &inside]);
@@ -129,7 +108,7 @@ fn files_that_cannot_be_written() {
 
 #[test]
 fn a_disk_that_is_full() {
-    let folder = Folder::new("full");
+    let folder = Folder::new("trouble-full");
     let socket = folder.at("s");
     let mut agent = Command::new(apiscope_tests::agent::binary())
         .args(["run", "--quiet", "--exchanges", "/dev/full", "--socket", &socket])
@@ -160,7 +139,7 @@ fn a_disk_that_is_full() {
 /// `-vv` shows what the eBPF programs decide about a connection.
 #[test]
 fn the_programs_log_when_asked() {
-    let folder = Folder::new("log");
+    let folder = Folder::new("trouble-log");
     let socket = folder.at("s");
     let mut agent = Command::new(apiscope_tests::agent::binary())
         .args(["-vv", "run", "--quiet", "--socket", &socket, "--exclude-pid", &std::process::id().to_string()])
@@ -196,7 +175,7 @@ fn the_programs_log_when_asked() {
 /// A mistyped `--socket` must not cost a file.
 #[test]
 fn a_socket_path_that_is_a_file() {
-    let folder = Folder::new("precious");
+    let folder = Folder::new("trouble-precious");
     let file = folder.at("file");
     std::fs::write(&file, "precious").expect("writable");
     expect(&run(&[], &["--socket", &file], &[]), 1, &[&file, "is no socket"]);
@@ -205,7 +184,7 @@ fn a_socket_path_that_is_a_file() {
 
 #[test]
 fn wrong_variables_are_wrong_configuration() {
-    let folder = Folder::new("variables");
+    let folder = Folder::new("trouble-variables");
     let socket = folder.at("s");
     for (name, value, says) in [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grcp", "must be grpc or http/protobuf"),
@@ -232,7 +211,7 @@ fn wrong_variables_are_wrong_configuration() {
 /// A collector that is not there, refuses, or is slow costs a line, not exchanges and not the exit code.
 #[test]
 fn collectors_that_do_not_take_it() {
-    let folder = Folder::new("collectors");
+    let folder = Folder::new("trouble-collectors");
     let refusing = listener("127.0.0.1");
     let address = refusing.local_addr().expect("an address");
     std::thread::spawn(move || {
@@ -278,7 +257,7 @@ const CONNECTIONS: usize = 20;
 /// to the exchange. Counters are those of the machine, so that others' traffic makes it try again.
 #[test]
 fn a_full_ring_is_counted_exactly() {
-    let folder = Folder::new("ring");
+    let folder = Folder::new("trouble-ring");
     let config = folder.at("config.toml");
     std::fs::write(&config, "[limits]\nring_bytes = 65536\n").expect("writable");
     let (rq, rs) = ("GET /ring HTTP/1.1\r\nHost: t\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
