@@ -247,14 +247,14 @@ impl Report {
         }
         if let Some(TlsOffer { libraries, go, by_perf }) = &facts.tls {
             let read = if *by_perf {
-                "read, by perf's uprobes: this kernel has no uprobe_multi (Linux 6.6 and later have it)"
+                format!("read, by perf's uprobes: {}", crate::probe::uprobe::NO_MULTI)
             } else {
-                "read"
+                "read".into()
             };
             const REMEDY: &str = "its connections are counted as unread; plaintext is captured all the same";
             for (name, offer) in [("TLS of libraries", libraries), ("TLS of Go programs", go)] {
                 match offer {
-                    Ok(()) => check(name, true, read.into(), None),
+                    Ok(()) => check(name, true, read.clone(), None),
                     Err(lack) => check(name, false, lack.lines().next().unwrap_or_default().into(), Some(REMEDY)),
                 }
             }

@@ -29,14 +29,14 @@ impl Findings {
     /// Prints.
     pub fn run(&self) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
-        if self.rules && self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&detect::rules())?)?;
-            return Ok(());
-        }
         if self.rules {
-            for rule in detect::rules() {
-                writeln!(out, "{}", rules(rule))?;
-            }
+            let all = detect::rules();
+            let text = if self.json {
+                serde_json::to_string_pretty(&all)? + "\n"
+            } else {
+                all.into_iter().map(|rule| rules(rule) + "\n").collect()
+            };
+            out.write_all(text.as_bytes())?;
             return Ok(());
         }
         let snapshot = local::snapshot(&self.socket)?;

@@ -462,8 +462,8 @@ fn tls_programs(maps: &std::collections::HashMap<String, RawFd>) -> TlsPrograms 
     };
     TlsPrograms {
         way: Some(way),
-        libraries: uprobe::load(OBJECT, ["tls_enter", "tls_read", "tls_write"], maps, way),
-        go: uprobe::load(OBJECT, ["go_enter", "go_read", "go_write"], maps, way),
+        libraries: uprobe::load(OBJECT, LIBRARIES, maps, way),
+        go: uprobe::load(OBJECT, GO, maps, way),
     }
 }
 

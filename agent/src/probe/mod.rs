@@ -16,4 +16,4 @@ mod orphans;
 mod perf;
 pub mod ring;
 pub mod tls;
-mod uprobe;
+pub(crate) mod uprobe;

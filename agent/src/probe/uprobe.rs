@@ -97,7 +97,8 @@ impl Way {
     }
 }
 
-const NO_MULTI: &str = "this kernel has no uprobe_multi (Linux 6.6 and later have it)";
+/// What a kernel before 6.6 lacks.
+pub const NO_MULTI: &str = "this kernel has no uprobe_multi (Linux 6.6 and later have it)";
 
 /// Does this kernel have such probes, and may this process attach them? Tried out, on a function of the agent's own.
 ///
