@@ -3,7 +3,7 @@
 //! `up` brings up one node on this machine: API server, etcd, controller manager, scheduler, kubelet,
 //! containerd and CNI, in namespaces of its own, without a container engine and without a network. `test` brings one up,
 //! installs the chart as a user would, and holds what a real OpenTelemetry Collector received against what the pods did; `down`
-//! removes every trace. With `--kubeconfig` the same test runs against any cluster whose nodes can be
+//! ends it and removes what it made, but for empty folders that containerd and CNI insist on. With `--kubeconfig` the same test runs against any cluster whose nodes can be
 //! given images (`--load 'kind load docker-image'` and the like are run with the path of each archive).
 //!
 //! The collector runs in the cluster and prints what it decoded: that is read by `kubectl logs`, so that nothing of a
@@ -59,7 +59,7 @@ enum Action {
     Up,
     /// Test the chart and the agent: on a node that is up, on one that is brought up for it, or on any cluster.
     Test(Test),
-    /// End the node and remove every trace of it.
+    /// End the node and remove what it made.
     Down,
 }
 

@@ -92,7 +92,8 @@ pub fn up() -> Result<()> {
     node.start("kubelet", &built.join("kubelet"), &kubelet)
 }
 
-/// Ends everything and removes every trace but the images' cache. Does nothing where nothing is.
+/// Ends everything and removes what was made, but the images' cache and the empty folders below the mounts of
+/// [`Node::first`]. Does nothing where nothing is.
 ///
 /// # Errors
 /// A process does not end, or something cannot be removed.
