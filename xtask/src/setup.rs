@@ -52,7 +52,7 @@ pub enum Level {
 /// What to set up.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// For which command; by default all but arm64.
+    /// For which command; by default all but arm64 and cluster.
     #[arg(value_enum)]
     levels: Vec<Level>,
 }
@@ -63,7 +63,7 @@ pub struct Options {
 /// Something that has no substitute could not be had.
 pub fn run(options: &Options) -> Result<()> {
     fs::remove_dir_all(place::cache("refused")?).ok();
-    // Not arm64: large, and of use to few.
+    // Not arm64 and cluster: large, and of use to few.
     let all = [Level::Run, Level::Ebpf, Level::Deny, Level::Test, Level::Long, Level::Vm, Level::Helm, Level::Bench];
     let levels = if options.levels.is_empty() { &all[..] } else { &options.levels };
     for level in levels {
@@ -123,17 +123,11 @@ pub fn need(level: Level) -> Result<()> {
             Ok(())
         }
         Level::Arm64 => {
-            packages(&ARM64);
-            if let Some(missing) = ARM64.iter().find(|p| place::program(p.program).is_none()) {
-                bail!("arm64 needs {}: install the package {}", missing.program, missing.package);
-            }
+            required("arm64", &ARM64)?;
             if image::has_library(image::ARM64)? { Ok(()) } else { once("rust-std-arm64", library_of_arm64) }
         }
         Level::Cluster => {
-            packages(&CLUSTER);
-            if let Some(missing) = CLUSTER.iter().find(|p| place::program(p.program).is_none()) {
-                bail!("a cluster needs {}: install the package {}", missing.program, missing.package);
-            }
+            required("a cluster", &CLUSTER)?;
             if !collector::binary()?.is_file() {
                 once("otelcol", collector::build)?;
             }
@@ -143,16 +137,8 @@ pub fn need(level: Level) -> Result<()> {
             need(Level::Helm)
         }
         Level::Bench => {
-            packages(&BENCH);
-            if !grpc_go()?.is_file() {
-                once("grpc-go", make_grpc_go)?;
-            }
-            match BENCH.iter().find(|p| place::program(p.program).is_none()) {
-                Some(missing) => {
-                    Err(anyhow!("bench needs {}: install the package {}", missing.program, missing.package))
-                }
-                None => Ok(()),
-            }
+            required("bench", &BENCH)?;
+            if grpc_go()?.is_file() { Ok(()) } else { once("grpc-go", make_grpc_go) }
         }
     }
 }
@@ -236,6 +222,15 @@ fn packages(wanted: &[Package]) {
     }
 }
 
+/// As [`packages`], where nothing can be done without one of them.
+fn required(who: &str, wanted: &[Package]) -> Result<()> {
+    packages(wanted);
+    match wanted.iter().find(|p| place::program(p.program).is_none()) {
+        Some(missing) => Err(anyhow!("{who} needs {}: install the package {}", missing.program, missing.package)),
+        None => Ok(()),
+    }
+}
+
 /// A Python with the public validators of what `apiscope inventory` writes, in a folder of its own.
 ///
 /// # Errors
@@ -246,17 +241,13 @@ pub fn validators() -> Result<PathBuf> {
 
 fn make_validators() -> Result<()> {
     const PACKAGES: [&str; 2] = ["openapi-spec-validator==0.9.0", "cyclonedx-python-lib[json-validation]==11.12.0"];
-    let whole = place::cache("tools")?.join("validators-1");
-    let partial = whole.with_extension("partial");
-    fs::remove_dir_all(&partial).ok();
-    let mut make = Command::new("python3");
-    make.args(["-m", "venv"]).arg(&partial);
-    step::quietly("making a Python for validators", &mut make, LIMIT)?;
-    let mut install = Command::new(partial.join("bin/python"));
-    install.args(["-m", "pip", "install", "-q"]).args(PACKAGES);
-    step::quietly("installing the validators of OpenAPI and CycloneDX (once)", &mut install, LIMIT)?;
-    fs::remove_dir_all(&whole).ok();
-    fs::rename(&partial, &whole).with_context(|| format!("failed to move the validators to {}", whole.display()))
+    programs::keep(&place::cache("tools")?.join("validators-1"), |partial| {
+        let mut make = Command::new("python3");
+        step::quietly("making a Python for validators", make.args(["-m", "venv"]).arg(partial), LIMIT)?;
+        let mut install = Command::new(partial.join("bin/python"));
+        install.args(["-m", "pip", "install", "-q"]).args(PACKAGES);
+        step::quietly("installing the validators of OpenAPI and CycloneDX (once)", &mut install, LIMIT)
+    })
 }
 
 /// The gRPC tests need a Python that has it: the one in PATH, or Debian's.
@@ -290,13 +281,12 @@ fn grpc_source() -> PathBuf {
 }
 
 fn make_grpc_go() -> Result<()> {
-    let whole = grpc_go()?;
-    let partial = whole.with_extension("partial");
-    let mut build = Command::new("go");
-    build.args(["build", "-trimpath", "-o"]).arg(&partial).arg(".").current_dir(grpc_source());
-    build.envs([("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=readonly")]);
-    step::quietly("building the program of grpc-go (once)", &mut build, LIMIT)?;
-    fs::rename(&partial, &whole).with_context(|| format!("failed to move {} into place", whole.display()))
+    programs::keep(&grpc_go()?, |partial| {
+        let mut build = Command::new("go");
+        build.args(["build", "-trimpath", "-o"]).arg(partial).arg(".").current_dir(grpc_source());
+        build.envs([("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=readonly")]);
+        step::quietly("building the program of grpc-go (once)", &mut build, LIMIT)
+    })
 }
 
 fn collector() {

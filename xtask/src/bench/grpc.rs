@@ -1,14 +1,11 @@
 //! gRPC: grpc-go's server and client, unary calls of 32 bytes at full speed.
 
-use std::{
-    net::{Ipv4Addr, TcpListener},
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::load::Speed;
+use super::load::{Speed, free_port};
 use crate::{run::Tied, setup, step};
 
 /// A running server.
@@ -23,7 +20,7 @@ impl Server {
     /// # Errors
     /// Its program is not built, or does not start.
     pub fn start() -> Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port()?;
         let mut running =
             Tied::start("the gRPC server", Command::new(setup::grpc_go()?).args(["serve", &port.to_string()]))?;
         ensure!(running.line()? == "ready", "the gRPC server did not start");

@@ -36,8 +36,7 @@ impl Nginx {
     /// # Errors
     /// It does not start.
     pub fn start(folder: &Path) -> Result<Self> {
-        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr().map(|a| a.port());
-        let (port, http2) = (free()?, free()?);
+        let (port, http2) = (free_port()?, free_port()?);
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|kind| format!("  {kind}_temp_path tmp;\n"))
@@ -103,6 +102,14 @@ impl Nginx {
         }
         Ok(held)
     }
+}
+
+/// A port of loopback that is free now.
+///
+/// # Errors
+/// The system has none.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// h2load at full speed for `seconds`, with so many streams at a time on each connection.

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{Bench, agent::Statistics, load, median, summary};
 use crate::{
-    place, root,
+    place, programs, root,
     run::{Running, Tied},
     setup, step,
 };
@@ -134,7 +134,7 @@ fn nginx(folder: &Path) -> Result<Server> {
     let mut openssl = Command::new("openssl");
     openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
     step::output(openssl.args(["-keyout", "key.pem", "-out", "cert.pem"]).current_dir(folder))?;
-    let port = free()?;
+    let port = load::free_port()?;
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|kind| format!("  {kind}_temp_path tmp;\n"))
@@ -160,12 +160,9 @@ fn nginx(folder: &Path) -> Result<Server> {
 /// The tests' Go server, where the machine has Go.
 fn go(folder: &Path) -> Result<Server> {
     let program = folder.join("go-server");
-    let mut build = Command::new(place::program("go").context("no Go: `cargo xtask setup` installs it")?);
-    build.args(["build", "-trimpath", "-o"]).arg(&program).arg(place::root().join("tests/programs/tls.go"));
-    build.envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOENV", "off"), ("GOFLAGS", "")]);
-    build.env("GOTOOLCHAIN", "local").env("GOCACHE", folder.join("go-cache")).env("GOPATH", folder.join("go-path"));
-    step::output(&mut build)?;
-    let port = free()?;
+    let mut build = programs::go_tls(&program)?;
+    step::output(build.env("GOCACHE", folder.join("go-cache")).env("GOPATH", folder.join("go-path")))?;
+    let port = load::free_port()?;
     let mut command = Command::new(&program);
     command.args(["serve", &port.to_string()]).arg(folder.join("go-cert.pem"));
     let running = start("the Go server", &mut command, port)?;
@@ -189,10 +186,6 @@ fn short_wrk(url: &str) -> Result<Child> {
     let mut wrk = Command::new(place::program("wrk").context("no wrk")?);
     wrk.args(["-t1", "-c1", "-d1s", url]).stdout(Stdio::null()).stderr(Stdio::null());
     wrk.spawn().context("failed to start wrk")
-}
-
-fn free() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn start(what: &str, command: &mut Command, port: u16) -> Result<Running> {

@@ -108,15 +108,8 @@ impl<'a> Stages<'a> {
         self.kubectl.apply(&objects::collector())?;
         self.kubectl.apply(&[objects::servers()])?;
         self.rollout("deployment", SHOP, SERVERS)?;
-        self.kubectl.run(&[
-            "wait",
-            "--for=condition=Ready",
-            "pod",
-            COLLECTOR,
-            "--namespace",
-            AGENT,
-            "--timeout=180s",
-        ])?;
+        let ready = ["wait", "--for=condition=Ready", "pod", COLLECTOR, "--namespace", AGENT, &timeout()];
+        self.kubectl.run(&ready)?;
         let pods = self.kubectl.json(&["get", "pods", "--namespace", SERVERS])?;
         self.server = pods["items"][0]["status"]["podIP"].as_str().context("the server has no address")?.to_owned();
         self.kubectl.apply(&[objects::steady(&self.server)])?;
@@ -163,9 +156,8 @@ impl<'a> Stages<'a> {
     /// Every kind of call, from a job.
     fn kinds(&mut self, name: &str) -> Result<()> {
         self.kubectl.apply(&[objects::job(name, &self.server, CALLS)])?;
-        let namespace = ["--namespace", CALLERS];
-        let done = ["wait", "--for=condition=Complete", "job", name, "--timeout=180s"];
-        self.kubectl.run(&[&done[..], &namespace].concat())?;
+        let done = ["wait", "--for=condition=Complete", "job", name, "--namespace", CALLERS, &timeout()];
+        self.kubectl.run(&done)?;
         let belongs = |s: &Span| s.caller.starts_with(&format!("{name}-"));
         let spans = self.wait_for(2 * CALLS * KINDS.len(), belongs)?;
         for ((kind, side), seen) in spans::seen(&spans) {
@@ -370,8 +362,7 @@ impl<'a> Stages<'a> {
 
     fn rollout(&self, kind: &str, name: &str, namespace: &str) -> Result<()> {
         go_on()?;
-        let timeout = format!("--timeout={}s", LIMIT.as_secs());
-        self.kubectl.run(&["rollout", "status", kind, name, "--namespace", namespace, &timeout]).map(drop)
+        self.kubectl.run(&["rollout", "status", kind, name, "--namespace", namespace, &timeout()]).map(drop)
     }
 
     /// The agent's own eBPF programs, where bpftool is here and the node this machine's.
@@ -390,6 +381,11 @@ impl<'a> Stages<'a> {
 
 /// The agent's pods.
 const SELECTOR: &str = "app.kubernetes.io/name=apiscope";
+
+/// [`LIMIT`] for kubectl.
+fn timeout() -> String {
+    format!("--timeout={}s", LIMIT.as_secs())
+}
 
 fn chart() -> Result<String> {
     let path: PathBuf = place::root().join("helm");

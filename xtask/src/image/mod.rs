@@ -23,6 +23,8 @@ use crate::{place, setup, sources::sha256, step};
 
 /// Largest image, bytes, as it is pulled and as it is kept.
 const MOST: usize = 40 << 20;
+/// Usual name of the image.
+const NAME: &str = concat!("ghcr.io/apiscope/apiscope:", env!("CARGO_PKG_VERSION"));
 /// Where Debian and its kin keep the certificates of public authorities.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Targets that can be built, with their names in images and packages.
@@ -37,7 +39,7 @@ pub struct Options {
     #[arg(long, default_value = "amd64", value_parser = ["amd64", "arm64"])]
     arch: String,
     /// Name and tag of the image.
-    #[arg(long, default_value = concat!("ghcr.io/apiscope/apiscope:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, default_value = NAME)]
     name: String,
     /// A static program that was built before, instead of building it now.
     #[arg(long, value_name = "FILE")]
@@ -61,7 +63,7 @@ pub fn image(options: &Options) -> Result<()> {
 /// # Errors
 /// The build fails, or the image is too large.
 pub fn made(program: Option<&Path>) -> Result<PathBuf> {
-    let name = concat!("ghcr.io/apiscope/apiscope:", env!("CARGO_PKG_VERSION")).to_owned();
+    let name = NAME.to_owned();
     let arch = if env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" }.to_owned();
     archived(&Options { arch, name, program: program.map(Path::to_owned), output: None })
 }

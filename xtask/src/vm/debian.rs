@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Arch, image::Image, kernels};
-use crate::{place, step};
+use crate::{place, programs, step};
 
 /// Where the guest has them.
 const ROOT: &str = "/debian";
@@ -76,11 +76,8 @@ pub fn add(image: &mut Image, arch: Arch) -> Result<()> {
 /// There is no Go, or it does not build.
 pub fn go(arch: Arch) -> Result<PathBuf> {
     let program = place::target().join("vm").join(format!("go-tls-{}", arch.name()));
-    let mut build = Command::new("go");
-    build.args(["build", "-trimpath", "-o"]).arg(&program).arg(place::root().join("tests/programs/tls.go"));
-    build.envs([("CGO_ENABLED", "0"), ("GOOS", "linux"), ("GOARCH", arch.debian())]);
-    build.envs([("GO111MODULE", "off"), ("GOENV", "off"), ("GOFLAGS", ""), ("GOTOOLCHAIN", "local")]);
-    step::quietly("building a program of Go", &mut build, LIMIT)?;
+    let mut build = programs::go_tls(&program)?;
+    step::quietly("building a program of Go", build.envs([("GOOS", "linux"), ("GOARCH", arch.debian())]), LIMIT)?;
     Ok(program)
 }
 

@@ -32,8 +32,6 @@ pub struct Kernel {
     pub fast: bool,
     /// Doors in the order in which they are tried, and whether this kernel offers them.
     pub doors: [(&'static str, bool); 3],
-    /// It lets TLS of libraries be read.
-    pub tls: bool,
     /// It puts threads aside within itself (`PREEMPT(lazy)`): by fexit it skips a send while another's program is on the
     /// processor, which the agent counts.
     pub skips: bool,
@@ -64,7 +62,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: false,
         doors: NONE,
-        tls: false,
         skips: false,
         archive: Archive::Security,
         suite: "bullseye-security",
@@ -75,7 +72,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: true,
         doors: NO_TRACEPOINTS,
-        tls: true,
         skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
@@ -86,7 +82,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: true,
         doors: ALL_DOORS,
-        tls: true,
         skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
@@ -97,7 +92,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: false,
         doors: ALL_DOORS,
-        tls: true,
         skips: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
@@ -108,7 +102,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::X86,
         fast: false,
         doors: ALL_DOORS,
-        tls: true,
         skips: true,
         archive: Archive::Debian,
         suite: "trixie-backports",
@@ -120,7 +113,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::Arm64,
         fast: false,
         doors: KPROBES_ONLY,
-        tls: true,
         skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
@@ -131,7 +123,6 @@ pub const ALL: [Kernel; 7] = [
         arch: Arch::Arm64,
         fast: false,
         doors: ALL_DOORS,
-        tls: true,
         skips: false,
         archive: Archive::Security,
         suite: "bookworm-security",
@@ -302,9 +293,7 @@ impl Apt {
         fs::remove_file(archive)?;
         Ok(unpacked)
     }
-}
 
-impl Apt {
     /// Fetches packages with all that they depend on and unpacks them below `folder`.
     fn unpack_all(&self, packages: &[&str], folder: &Path) -> Result<PathBuf> {
         let unpacked = folder.join("unpacked");

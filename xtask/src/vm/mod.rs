@@ -166,7 +166,8 @@ fn chosen(options: &Options) -> Result<Vec<&'static Kernel>> {
 fn settings(kernel: &Kernel, options: &Options) -> String {
     let doors = kernel.doors.map(|(door, offered)| format!("{door}:{}", if offered { "yes" } else { "no" }));
     let full = if options.full { " vm.full" } else { "" };
-    let tls = if kernel.tls { " vm.tls" } else { "" };
+    // Where there is a door the programs of TLS are accepted too.
+    let tls = if kernel.doors.iter().any(|(_, offered)| *offered) { " vm.tls" } else { "" };
     let skips = if kernel.skips { " vm.skips" } else { "" };
     let filter = options.filter.as_ref().map_or_else(String::new, |f| format!(" vm.filter={f}"));
     format!("vm.doors={}{tls}{skips}{full}{filter}", doors.join(","))
