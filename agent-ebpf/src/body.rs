@@ -1,5 +1,5 @@
-//! Bodies: chunk sizes, extensions and trailers (RFC 9112 section 7.1), and bytes that left a socket
-//! without passing a receive.
+//! Bodies: chunk sizes, extensions and trailers (RFC 9112 section 7.1), and bytes that went over a socket
+//! unseen.
 
 use core::ptr::read_volatile;
 
@@ -9,46 +9,79 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use crate::{
     emit,
     http1::{LINE_FEED, advance, finish_message, get, lose, mode, set},
-    kernel,
-    maps::{Connection, Direction, Work},
+    http2, kernel,
+    maps::{Connection, FRESH, HTTP2, OPENED, UNSURE, Work},
 };
 
-/// TCP: bytes that left the socket between two receives without passing one (splice, zero-copy
-/// receive) belong to the message under way.
+/// TCP: takes what went over a direction unseen, between the last bytes that were seen and the `bytes` that a call
+/// has just moved. Bytes leave a socket without a receive by splice and zero-copy receive; and the kernel skips
+/// programs: on one CPU one that is under way keeps the same from running in another thread (where programs can be
+/// preempted), and returns of kprobes are limited. Every byte has its number all the same (RFC 9293 section 3.4),
+/// so that no answer is paired with another's request.
+///
+/// One more number than bytes is the end of the stream, where the other end has closed.
+#[inline(never)]
+pub fn follow(work: &mut Work, connection: &mut Connection, sock: u64, bytes: u64) {
+    let direction = work.direction;
+    let position = kernel::position(sock, direction);
+    let d = &mut connection.directions[usize::from(direction != 0)];
+    let missed = position.wrapping_sub(bytes as u32).wrapping_sub(d.sequence);
+    let known = d.sequence != 0;
+    d.sequence = position;
+    // Behind it: another thread was quicker, or the bytes go another way (sockmap).
+    if !known || missed == 0 || missed > i32::MAX as u32 {
+        return;
+    }
+    let over = kernel::shutdown(sock) & if direction == 0 { 1 } else { 2 } != 0;
+    if !(over && missed == 1) {
+        missing(work, connection, u64::from(missed), over);
+    }
+}
+
+/// `missed` bytes of a direction went by unseen; `over` when one of them may be the end of the stream.
 #[inline(always)]
-pub fn skip_spliced(_work: &mut Work, d: &mut Direction, bytes: u64, sock: u64) {
-    if d.sequence == 0 || (d.mode != mode::BODY && d.mode != mode::CHUNK_DATA && d.mode != mode::UNTIL_CLOSE) {
-        return;
+fn missing(work: &mut Work, connection: &mut Connection, missed: u64, over: bool) {
+    if connection.state & HTTP2 != 0 {
+        return http2::missing(work, connection, missed);
     }
-    if kernel::family(sock) == kernel::AF_UNIX {
-        return;
-    }
-    let missed = kernel::copied_sequence(sock).wrapping_sub(bytes as u32).wrapping_sub(d.sequence);
-    // A receive that meets the end of the stream moves one further.
-    if missed == 0 || missed > i32::MAX as u32 || (missed == 1 && kernel::shutdown(sock) & 1 != 0) {
-        return;
-    }
-    let missed = u64::from(missed);
-    // At the stream's end: whether that moved the number one further cannot be seen when bytes are missing too.
-    let ended = missed == d.remaining + 1 && kernel::shutdown(sock) & 1 != 0;
-    d.message += missed;
-    if d.mode == mode::UNTIL_CLOSE {
-        d.body += missed;
-    } else if d.remaining > missed {
-        d.remaining -= missed;
-        if d.mode == mode::BODY {
+    let d = &mut connection.directions[usize::from(work.direction != 0)];
+    match d.mode {
+        mode::TUNNEL => d.message += missed,
+        mode::UNTIL_CLOSE => {
+            d.message += missed;
             d.body += missed;
         }
-    } else {
-        if d.remaining != missed && !ended {
-            // More than this message: the next bytes begin another, or cannot be followed.
-            d.lost = 1;
+        mode::BODY | mode::CHUNK_DATA => {
+            let more = missed > d.remaining && !(over && missed == d.remaining + 1);
+            if more {
+                // Another message began. Of chunks that is not known.
+                emit::count(Count::MISSED);
+                connection.state |= UNSURE;
+                d.lost = 1;
+                if d.mode == mode::CHUNK_DATA {
+                    work.left = 0;
+                    return lose(work, connection);
+                }
+            }
+            let n = if missed < d.remaining { missed } else { d.remaining };
+            d.message += n;
+            d.remaining -= n;
+            if d.mode == mode::BODY {
+                d.body += n;
+            }
         }
-        d.message -= missed - d.remaining;
-        if d.mode == mode::BODY {
-            d.body += d.remaining;
+        mode::START => {
+            if connection.state & OPENED == 0 {
+                connection.state &= !FRESH;
+            }
+            emit::count(Count::MISSED);
+            connection.state |= UNSURE;
         }
-        d.remaining = 0;
+        _ => {
+            work.left = 0;
+            lose(work, connection);
+            connection.state |= UNSURE;
+        }
     }
 }
 

@@ -49,7 +49,10 @@ pub fn find_or_new(sock: u64) -> Option<*mut Connection> {
     if !kernel::is_stream(sock) {
         return None;
     }
-    new(sock)
+    let connection = new(sock)?;
+    // SAFETY: fresh map memory.
+    unsafe { (*connection).directions[0].followed = u32::from(kernel::family(sock) != kernel::AF_UNIX) };
+    Some(connection)
 }
 
 /// The socket is gone, and its address may be another's soon.
@@ -116,6 +119,15 @@ pub fn begin(sock: u64, role: u8) {
         let connection = unsafe { &mut *connection };
         connection.role = role;
         connection.state |= FRESH;
+        let mut i = 0;
+        while i < 2 {
+            let d = &mut connection.directions[i as usize];
+            d.followed = 1;
+            if d.sequence == 0 {
+                d.sequence = kernel::position(sock, i);
+            }
+            i += 1;
+        }
         if setting!(sides) & u32::from(role) == 0 {
             connection.state |= QUIET;
         }
@@ -198,10 +210,10 @@ pub fn close(work: &mut Work, connection: &mut Connection, flags: u16, both: boo
         return emit::close(work, connection, flags, unfinished, [0; 2], responses);
     }
     // The rest of a body that was received may have gone to a pipe.
-    let d = &mut connection.directions[0];
-    if d.mode != mode::START {
+    if connection.directions[0].followed != 0 {
         let sock = work.sock;
-        body::skip_spliced(work, d, 0, sock);
+        body::follow(work, connection, sock, 0);
+        let d = &connection.directions[0];
         if d.mode == mode::BODY && d.remaining == 0 {
             http1::finish_message(work, connection);
         }

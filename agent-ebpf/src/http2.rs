@@ -762,6 +762,30 @@ fn seek(work: &mut Work, known: bool) -> bool {
     true
 }
 
+/// `missed` bytes of the direction went by unseen: content of a frame, or the position in the frames is lost.
+#[inline(always)]
+pub fn missing(work: &mut Work, connection: &mut Connection, missed: u64) {
+    let direction = work.direction as usize & 1;
+    let d = &mut connection.directions[direction];
+    if d.mode < mode::PREFACE || d.mode == mode::SEEK {
+        // Nothing of it was seen, or the position is looked for already.
+        return;
+    }
+    if d.mode == mode::DATA && missed <= d.remaining {
+        let f = frames(d);
+        f.follow = 0;
+        f.flags |= DataFlag::INEXACT;
+        set(&raw mut work.at, missed);
+        content(work, d);
+    } else if d.mode == mode::SKIP && missed < d.remaining {
+        d.remaining -= missed;
+    } else {
+        emit::count(Count::MISSED);
+        d.mode = mode::SEEK;
+        lose(connection, direction);
+    }
+}
+
 /// The position in the frames is lost: found again where a system call begins with them.
 #[inline(always)]
 fn lose(connection: &mut Connection, direction: usize) {

@@ -49,10 +49,11 @@ pub fn is_stream(sock: u64) -> bool {
             && read::<u16>(sock + u64::from(setting!(sk_protocol))) == IPPROTO_TCP)
 }
 
-/// TCP: sequence number of the next byte that the application will receive.
+/// TCP: sequence number of the next byte that the application will receive (direction 0) or send.
 #[inline(always)]
-pub fn copied_sequence(sock: u64) -> u32 {
-    read(sock + u64::from(setting!(copied_seq)))
+pub fn position(sock: u64, direction: u64) -> u32 {
+    let field = if direction == 0 { setting!(copied_seq) } else { setting!(write_seq) };
+    read(sock + u64::from(field))
 }
 
 /// Bits of `sk_shutdown`: 1 receive, 2 send.

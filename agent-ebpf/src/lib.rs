@@ -313,6 +313,8 @@ impl Count {
     pub const TLS_LEFT_OUT: u32 = 20;
     /// Bytes of ciphertext of those in `TLS_UNREAD`.
     pub const TLS_UNREAD_BYTES: u32 = 21;
+    /// Times that bytes went by unseen between two messages of a connection.
+    pub const MISSED: u32 = 22;
     /// Number of counters.
     pub const LEN: u32 = 32;
 }
@@ -354,6 +356,8 @@ pub struct Settings {
     pub sk_err: u32,
     /// `tcp_sock.copied_seq`.
     pub copied_seq: u32,
+    /// `tcp_sock.write_seq`.
+    pub write_seq: u32,
     /// `unix_sock.addr`.
     pub unix_addr: u32,
     /// `unix_sock.peer`.
@@ -368,8 +372,6 @@ pub struct Settings {
     pub by_address: u32,
     /// Which argument of `tcp_recvmsg` the flags are: Linux 5.19 took one away in front of them.
     pub recv_flags: u32,
-    /// Explicit padding.
-    pub pad: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 56);

@@ -82,6 +82,7 @@ pub static SETTINGS: Settings = Settings {
     sk_shutdown: 0,
     sk_err: 0,
     copied_seq: 0,
+    write_seq: 0,
     unix_addr: 0,
     unix_peer: 0,
     unix_len: 0,
@@ -89,7 +90,6 @@ pub static SETTINGS: Settings = Settings {
     socket_sk: 0,
     by_address: 0,
     recv_flags: 0,
-    pad: 0,
 };
 
 /// One field of [`SETTINGS`], read so that the compiler cannot fold the zero above into the code.
@@ -180,7 +180,7 @@ pub struct Direction {
     pub length: u64,
     /// Messages begun.
     pub index: u32,
-    /// TCP sequence number after the last byte seen, while a message is under way.
+    /// TCP sequence number after the last byte seen; 0 before.
     pub sequence: u32,
     /// Bytes of the head under way.
     pub head: u32,
@@ -198,7 +198,8 @@ pub struct Direction {
     pub lost: u8,
     /// Method class of the request under way.
     pub method: u8,
-    pub pad: u32,
+    /// 1: bytes are held against `sequence`. The connection is TCP.
+    pub followed: u32,
     /// Start and end of the line under way. HTTP/2: `http2::Frames`.
     pub carry: [u64; CARRY / 8],
 }

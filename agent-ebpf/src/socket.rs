@@ -27,10 +27,11 @@ const MSG_ERRQUEUE: i32 = 0x2000;
 /// After each send: `(struct sock *sk, int ret, int flags)`.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send(ctx: BtfTracePointContext) -> i32 {
-    // The last byte of an urgent send is no part of the stream.
     let flags: i32 = ctx.arg(2);
     let ret: i32 = ctx.arg(1);
-    sent(ctx.arg(0), if flags & MSG_OOB != 0 { ret - 1 } else { ret });
+    if ret > 0 {
+        transfer(ctx.arg(0), ret as u64, 1, READABLE | if flags & MSG_OOB != 0 { URGENT } else { 0 });
+    }
     0
 }
 
@@ -45,7 +46,7 @@ pub fn sock_recv(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 pub fn sent(sock: u64, ret: i32) {
     if ret > 0 {
-        transfer(sock, ret as u64, 1, true);
+        transfer(sock, ret as u64, 1, READABLE);
     }
 }
 
@@ -57,16 +58,22 @@ pub fn received(sock: u64, ret: i32, flags: i32) {
         return;
     }
     if ret > 0 {
-        transfer(sock, ret as u64, 0, flags & MSG_TRUNC == 0);
+        transfer(sock, ret as u64, 0, if flags & MSG_TRUNC == 0 { READABLE } else { 0 });
     } else if ret == 0 {
         end_of_file(sock);
     }
 }
 
-/// `bytes` went over `sock`. One copy for all doors: inlined into each program it made the object twice as
-/// large.
+/// Bits about a call: its bytes are in the application's memory.
+const READABLE: u64 = 1;
+/// The last one is urgent: no part of the stream, but it has a number there.
+const URGENT: u64 = 2;
+
+/// `bytes` went over `sock`; `how` is of the bits above. One copy for all doors: inlined into each program it made
+/// the object twice as large.
 #[inline(never)]
-fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
+fn transfer(sock: u64, bytes: u64, direction: u64, how: u64) {
+    let readable = how & READABLE != 0;
     let Some(connection) = conn::find_or_new(sock) else { return };
     // SAFETY: map memory of this socket; a second writer would need a second call on the same
     // direction of the same socket at the same time, which HTTP applications exclude by themselves.
@@ -98,6 +105,10 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
     work.sock = sock;
     work.tls = 0;
     work.direction = direction;
+    if connection.directions[0].followed != 0 {
+        body::follow(work, connection, sock, bytes);
+    }
+    let bytes = bytes - u64::from(how & URGENT != 0);
     work.left = bytes;
     work.filled = 0;
     work.vectors = 0;
@@ -157,16 +168,8 @@ fn transfer(sock: u64, bytes: u64, direction: u64, readable: bool) {
         unseen_start(connection, direction);
         work.readable = 0;
     }
-    let d = &mut connection.directions[usize::from(direction != 0)];
-    if direction == 0 && d.mode != mode::START {
-        body::skip_spliced(work, d, bytes, sock);
-    }
     http1::feed(work, connection, direction);
-    let d = &mut connection.directions[usize::from(direction != 0)];
-    d.last_ts = now;
-    if direction == 0 && d.mode != mode::START {
-        d.sequence = kernel::copied_sequence(sock);
-    }
+    connection.directions[usize::from(direction != 0)].last_ts = now;
 }
 
 /// [`tls::carry`], with a stack of its own: all stacks of a chain of calls together may have 512 bytes.

@@ -70,6 +70,9 @@ counters! {
         /// A system call whose buffer is not understood (`sendmmsg` with several messages and the like), or that has
         /// none where a message begins (`splice` of whole messages).
         Syscall => "unknown_syscall",
+        /// Bytes that went by between two messages of a connection: messages that were spliced, or calls that the
+        /// kernel skipped a program for (which is a loss: `recursion`, `return_missed`).
+        Missed => "missed_bytes",
         /// TLS whose plaintext was not read.
         Tls => "tls",
         /// HTTP/2 exchanges with fields that are older than the agent, or came with records that were lost.

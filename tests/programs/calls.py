@@ -33,6 +33,11 @@ def exactly(s, n):
     return got
 
 
+def exactly_read(fd, n):
+    while n:
+        n -= len(os.read(fd, n))
+
+
 def listen(family=socket.AF_INET, address=("127.0.0.1", 0), before=lambda s: None):
     s = socket.socket(family)
     before(s)
@@ -492,6 +497,24 @@ def several_messages_between():
             a.sendall(rs)
             exactly(c, len(rs))
             note(rq, rs, side="server" if i % 2 else "both")
+
+
+def spliced_requests_between():
+    """A server that splices every other request away, unread, and answers all: what it reads keeps its answer."""
+    a, c = pair()
+    say(tcp(a))
+    r, w = os.pipe()
+    for i in range(6):
+        rq, rs = request(i, b"q" * (10 + i)), response(b"a" * (20 + i), status=400 + i)
+        c.sendall(rq)
+        if i % 2:
+            splice_all(a.fileno(), w, len(rq))
+            exactly_read(r, len(rq))
+        else:
+            exactly(a, len(rq))
+        a.sendall(rs)
+        exactly(c, len(rs))
+        note(rq, rs, status=400 + i, side="client" if i % 2 else "both")
 
 
 globals()[CASE]()

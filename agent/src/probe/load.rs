@@ -126,6 +126,7 @@ pub fn settings(btf: &Btf, wanted: Wanted) -> anyhow::Result<Settings> {
         "sock.sk_shutdown",
         "sock.sk_err",
         "tcp_sock.copied_seq",
+        "tcp_sock.write_seq",
         "unix_sock.addr",
         "unix_sock.peer",
         "unix_address.len",
@@ -155,14 +156,14 @@ pub fn settings(btf: &Btf, wanted: Wanted) -> anyhow::Result<Settings> {
         sk_shutdown: offset(9),
         sk_err: offset(10),
         copied_seq: offset(11),
-        unix_addr: offset(12),
-        unix_peer: offset(13),
-        unix_len: offset(14),
-        unix_name: offset(15),
-        socket_sk: offset(16),
+        write_seq: offset(12),
+        unix_addr: offset(13),
+        unix_peer: offset(14),
+        unix_len: offset(15),
+        unix_name: offset(16),
+        socket_sk: offset(17),
         by_address: 0,
         recv_flags: btf.parameter("tcp_recvmsg", "flags").unwrap_or(3),
-        pad: 0,
     })
 }
 
@@ -345,6 +346,7 @@ impl Kernel {
         }
         for (reason, total) in [
             (Unread::IoUring, of(Count::IO_URING)),
+            (Unread::Missed, of(Count::MISSED)),
             (Unread::Compat, of(Count::COMPAT)),
             (Unread::Kernel, of(Count::KERNEL)),
             (Unread::Syscall, of(Count::SYSCALL) + of(Count::STEPS)),
