@@ -200,6 +200,12 @@ pub fn text(stats: &Stats) -> String {
         &one(get(&stats.spans_dropped) as f64),
     );
     family(
+        "apiscope_agent_spans_limited_total",
+        "counter",
+        "Spans that the rate limit left out.",
+        &one(get(&stats.spans_limited) as f64),
+    );
+    family(
         "apiscope_agent_exports_failed_total",
         "counter",
         "Exports that failed.",

@@ -131,6 +131,8 @@ pub struct Stats {
     pub spans: AtomicU64,
     /// See `spans`.
     pub spans_dropped: AtomicU64,
+    /// Spans that the rate limit left out; those that the sampler leaves out are not counted.
+    pub spans_limited: AtomicU64,
     /// Changes of findings, of endpoints and of routes that the exporter's queue had no room for.
     pub findings_dropped: AtomicU64,
     /// Open findings by severity: low, medium, high, critical; acknowledged ones left out.
@@ -207,6 +209,9 @@ pub struct Totals {
     pub spans: u64,
     /// Spans dropped because the exporter's queue was full.
     pub spans_dropped: u64,
+    /// Spans that the rate limit left out.
+    #[serde(default)]
+    pub spans_limited: u64,
     /// Requests to the collector that succeeded.
     pub exports: u64,
     /// Requests to the collector that failed.
@@ -227,6 +232,7 @@ impl Default for Stats {
             streams: AtomicU64::new(0),
             spans: AtomicU64::new(0),
             spans_dropped: AtomicU64::new(0),
+            spans_limited: AtomicU64::new(0),
             findings_dropped: AtomicU64::new(0),
             findings_open: [const { AtomicU64::new(0) }; 4],
             exports_failed: AtomicU64::new(0),
@@ -336,6 +342,7 @@ impl Stats {
             streams: get(&self.streams),
             spans: get(&self.spans),
             spans_dropped: get(&self.spans_dropped),
+            spans_limited: get(&self.spans_limited),
             exports: get(&self.exports),
             exports_failed: get(&self.exports_failed),
         }

@@ -102,6 +102,9 @@ pub fn stopped() -> Result<Arc<AtomicBool>> {
 #[derive(Debug)]
 pub struct Tied(Child);
 
+/// What it may take a [`Tied`] process to end by itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Tied {
     /// Starts `command`.
     ///
@@ -126,7 +129,12 @@ impl Tied {
 impl Drop for Tied {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
-        // It ends by itself then; there is nothing to do about one that was gone before.
+        // It ends by itself then, or has no use for its input; there is nothing to do about one that was gone before.
+        let end = Instant::now() + PATIENCE;
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }

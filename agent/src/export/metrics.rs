@@ -175,7 +175,7 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
     let meter = provider.meter(SCOPE);
     let (lost, unread, exchanges, connections, dropped, failed) =
         (stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone(), stats.clone());
-    let streams = stats.clone();
+    let (streams, limited) = (stats.clone(), stats.clone());
     // The instruments live as long as their provider does.
     let _ = meter
         .u64_observable_counter("apiscope.capture.lost")
@@ -232,6 +232,11 @@ fn observe(provider: &SdkMeterProvider, stats: &Arc<Stats>) {
         .u64_observable_counter("apiscope.agent.spans.dropped")
         .with_unit("{span}")
         .with_callback(move |o| o.observe(dropped.spans_dropped.load(Ordering::Relaxed), &[]))
+        .build();
+    let _ = meter
+        .u64_observable_counter("apiscope.agent.spans.limited")
+        .with_unit("{span}")
+        .with_callback(move |o| o.observe(limited.spans_limited.load(Ordering::Relaxed), &[]))
         .build();
     let _ = meter
         .u64_observable_counter("apiscope.agent.exports.failed")

@@ -81,6 +81,21 @@ struct Inner {
     scope: InstrumentationScope,
 }
 
+impl Inner {
+    /// Adds what time allows, not more often than is worth it. Is there a span's worth now?
+    fn fill(&mut self, is_error: usize) -> bool {
+        let passed = self.filled.elapsed();
+        if passed < Duration::from_millis(10) {
+            return false;
+        }
+        self.filled = Instant::now();
+        for tokens in &mut self.tokens {
+            *tokens = (*tokens + passed.as_secs_f64() * SPANS_PER_SECOND).min(SPANS_PER_SECOND);
+        }
+        self.tokens[is_error] >= 1.0
+    }
+}
+
 impl Queue {
     /// An empty one.
     pub fn new(sampler: Sampler, stats: Arc<Stats>) -> Self {
@@ -102,26 +117,17 @@ impl Queue {
         // The exporting thread holds this for as long as it takes to empty the queue.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = &mut *inner;
-        let is_error = usize::from(status::is_server_error(exchange));
-        if inner.tokens[is_error] < 1.0 {
-            let passed = inner.filled.elapsed();
-            if passed < Duration::from_millis(10) {
-                return;
-            }
-            inner.filled = Instant::now();
-            for tokens in &mut inner.tokens {
-                *tokens = (*tokens + passed.as_secs_f64() * SPANS_PER_SECOND).min(SPANS_PER_SECOND);
-            }
-            if inner.tokens[is_error] < 1.0 {
-                return;
-            }
-        }
         let trace_id = exchange.trace.map_or_else(|| inner.ids.new_trace_id(), |t| TraceId::from_bytes(t.trace_id));
         if let Sampler::Ratio(ratio) = self.sampler {
             let [.., a, b, c, d] = trace_id.to_bytes();
             if f64::from(u32::from_be_bytes([a, b, c, d])) >= ratio * f64::from(u32::MAX) {
                 return;
             }
+        }
+        let is_error = usize::from(status::is_server_error(exchange));
+        if inner.tokens[is_error] < 1.0 && !inner.fill(is_error) {
+            self.stats.spans_limited.fetch_add(1, Ordering::Relaxed);
+            return;
         }
         inner.tokens[is_error] -= 1.0;
         let span = span(exchange, route, trace_id, inner.ids.new_span_id(), inner.scope.clone());
@@ -235,6 +241,10 @@ mod tests {
         }
         let spans: Vec<_> = queue.take().into_values().flatten().collect();
         assert!(!spans.is_empty() && spans.len() <= MAX_WAITING);
+        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let taken = get(&stats.spans);
+        assert_eq!(taken - get(&stats.spans_dropped), spans.len() as u64);
+        assert_eq!(taken + get(&stats.spans_limited), 10_000, "each is a span or counted");
         assert_eq!(spans[0].parent_span_id, SpanId::from_bytes([9; 8]));
         assert_eq!(spans[0].span_context.trace_id(), TraceId::from_bytes([7; 16]));
         assert!(!format!("{spans:?}").contains("/users/42"), "the raw path must not be exported");
