@@ -27,7 +27,7 @@ Examples:
   apiscope replay access.log --report json            endpoints of an access log
   sudo apiscope doctor                                what this machine allows, and what it lacks
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
+Exit codes: 0 done, 1 failed (or found: see `simulate` and `inventory diff`), 2 wrong usage, configuration or input.";
 
 /// Every API of this machine, seen from the kernel: endpoints, rates, errors, latencies, credentials'
 /// kinds. Metadata only; no application is touched.
@@ -209,7 +209,7 @@ enum ReportFormat {
     Table,
 }
 
-/// Wrong usage or configuration, as clap's own.
+/// Wrong usage, configuration or input, as clap's own.
 const USAGE: u8 = 2;
 
 /// Parses, runs, and turns errors into a line and an exit code.
@@ -229,11 +229,11 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => return run(&arguments),
         Command::Top(arguments) => top(&arguments),
         Command::Health(arguments) => health(&arguments),
-        Command::Replay(arguments) => replay_files(&arguments),
+        Command::Replay(arguments) => return finish(replay_files(&arguments), USAGE),
         Command::Simulate(arguments) => return arguments.run(),
         Command::Findings(arguments) => arguments.run(),
         Command::Inventory(arguments) => return arguments.run(),
-        Command::Policy(arguments) => arguments.run(),
+        Command::Policy(arguments) => return finish(arguments.run(), USAGE),
         Command::Doctor { json } => return doctor_report(json),
         Command::Config(command) => return config(&command),
         Command::Completions { shell } => {

@@ -3,13 +3,15 @@
 
 use std::{
     fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
+    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use apiscope_tests::{Step, agent::binary, play};
+use apiscope_tests::{Step, agent::binary, listener, play};
 
 /// In every canary.
 const MARK: &str = "CaNaRy7";
@@ -63,13 +65,73 @@ fn file(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
 
+/// What came to each path of a collector.
+type Received = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// A collector of OTLP over HTTP that keeps everything as it came; its port.
+fn collector() -> (u16, Received) {
+    let listener = listener("127.0.0.1");
+    let port = listener.local_addr().expect("an address").port();
+    let received = Received::default();
+    let its = received.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let its = its.clone();
+            std::thread::spawn(move || while take(&stream, &its).is_some() {});
+        }
+    });
+    (port, received)
+}
+
+fn take(mut stream: &TcpStream, received: &Received) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let (mut path, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if path.is_empty() {
+            path = line.split(' ').nth(1)?.to_owned();
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    received.lock().expect("not poisoned").push((path, body));
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n").ok()
+}
+
+/// What came to a path, as far as it is text.
+fn exported(received: &Received, path: &str) -> String {
+    let received = received.lock().expect("not poisoned");
+    received.iter().filter(|(p, _)| p == path).map(|(_, b)| String::from_utf8_lossy(b).into_owned()).collect()
+}
+
+/// What a command prints, on both outputs; it must succeed.
+fn printed(arguments: &[&str]) -> String {
+    let out = Command::new(binary()).args(arguments).output().expect("it starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{arguments:?}: {}", text(&out.stderr));
+    text(&out.stdout) + &text(&out.stderr)
+}
+
 #[test]
 fn no_secret_comes_out() {
     let folder = std::env::temp_dir().join(format!("apiscope-canary-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let [exchanges, socket, out, err, config] = ["exchanges", "socket", "out", "err", "config"].map(|n| folder.join(n));
-    let (key, state) = (folder.join("key"), folder.join("state"));
-    let text = format!("[identity]\nkey_file = {key:?}\n[detect]\nstate_file = {state:?}\n");
+    let [key, state, routes, inventory] = ["key", "state", "routes", "inventory"].map(|n| folder.join(n));
+    let text = format!(
+        "[identity]\nkey_file = {key:?}\n[detect]\nstate_file = {state:?}\n[routes]\nstate_file = {routes:?}\n[inventory]\nfile = {inventory:?}\n"
+    );
+    let (port, received) = collector();
     std::fs::write(&config, text).expect("writable");
     let child = Command::new(binary())
         .args(["-vv", "run", "--quiet", "--json", "--exchanges"])
@@ -78,7 +140,11 @@ fn no_secret_comes_out() {
         .arg(&socket)
         .arg("--config")
         .arg(&config)
-        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{port}"))
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .env("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "500")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "300")
         .stdin(Stdio::null())
         .stdout(File::create(&out).expect("writable"))
         .stderr(File::create(&err).expect("writable"))
@@ -124,6 +190,20 @@ fn no_secret_comes_out() {
         )));
     }
     let server = play("127.0.0.1:0", &steps);
+    // A scanner, so that there is a finding, with an exemplar and a principal.
+    let unknown = |i: u8| format!("{}{}", char::from(b'a' + i % 26), char::from(b'a' + i / 26)).repeat(4);
+    let steps: Vec<_> = (0..45)
+        .flat_map(|i| {
+            [
+                Step::client(format!(
+                    "GET /{}?key={MARK}-q HTTP/1.1\r\nHost: h.test\r\nAuthorization: Bearer {MARK}-scan\r\n\r\n",
+                    unknown(i)
+                )),
+                Step::server("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+            ]
+        })
+        .collect();
+    play("[::1]:0", &steps);
     let end = Instant::now() + Duration::from_secs(20);
     while file(&exchanges).matches(&server).count() < 80 {
         assert!(Instant::now() < end, "the exchanges are not all there: {}", file(&exchanges).matches(&server).count());
@@ -131,6 +211,30 @@ fn no_secret_comes_out() {
     }
     let snapshot = apiscope::local::snapshot(&socket).expect("it runs");
     let shown = serde_json::to_string(&snapshot).expect("serializable");
+    let end = Instant::now() + Duration::from_secs(30);
+    while !["/v1/traces", "/v1/metrics", "/v1/logs"].iter().all(|p| !exported(&received, p).is_empty())
+        || !exported(&received, "/v1/logs").contains("D14")
+    {
+        assert!(Instant::now() < end, "not every signal was exported, or no finding: {}", file(&err));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let at = socket.to_string_lossy().into_owned();
+    let service = file(&exchanges).lines().find(|l| l.contains(&server)).map(|line| {
+        let exchange: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        exchange["service"].as_str().expect("a name").to_owned()
+    });
+    let service = service.expect("an exchange");
+    let mut outputs: Vec<(String, String)> = Vec::new();
+    let mut print = |arguments: &[&str]| outputs.push((arguments.join(" "), printed(arguments)));
+    for format in ["table", "json", "csv", "openapi", "cyclonedx", "html"] {
+        print(&["inventory", "--socket", &at, "--service", &service, "--format", format]);
+    }
+    for what in [&["--json"][..], &["--ocsf"], &["--coverage"], &["--coverage", "--json"], &[]] {
+        print(&[&["findings", "--socket", &at][..], what].concat());
+    }
+    print(&["top", "--once", "--socket", &at]);
+    print(&["-vv", "top", "--once", "--json", "--socket", &at]);
+    assert!(outputs.iter().any(|(name, text)| name.starts_with("findings") && text.contains("D14")), "a finding");
     // The test's own memory is full of canaries: only the agent's is looked at.
     let pid = agent.0.id();
     for secret in secrets {
@@ -145,13 +249,28 @@ fn no_secret_comes_out() {
     // SAFETY: signals our own child, which is not waited for yet.
     unsafe { libc::kill(libc::pid_t::try_from(pid).expect("a pid"), libc::SIGINT) };
     assert!(agent.0.wait().expect("a child").success());
-    let outputs = [
-        ("recording", file(&exchanges)),
+    let recorded = exchanges.to_string_lossy().into_owned();
+    let mut print = |arguments: &[&str]| outputs.push((arguments.join(" "), printed(arguments)));
+    for format in ["report", "json", "istio", "kubernetes"] {
+        print(&["policy", "--format", format, &recorded]);
+    }
+    print(&["-vv", "replay", "--report", "json", &recorded]);
+    let recording = file(&exchanges);
+    for (name, output) in [
+        ("recording", recording.clone()),
         ("socket", shown),
         ("output", file(&out)),
         ("log", file(&err)),
         ("state", file(&state)),
-    ];
+        ("routes", file(&routes)),
+        ("inventory", file(&inventory)),
+        ("traces", exported(&received, "/v1/traces")),
+        ("metrics", exported(&received, "/v1/metrics")),
+        ("logs", exported(&received, "/v1/logs")),
+    ] {
+        assert!(!output.is_empty() || name == "output", "there is no {name}");
+        outputs.push((name.into(), output));
+    }
     for (name, output) in &outputs {
         for secret in secrets {
             assert!(!output.contains(secret), "{secret} is in the {name}");
@@ -159,7 +278,7 @@ fn no_secret_comes_out() {
         // Ids of paths neither, without --capture-path raw.
         assert!(!output.contains("canary/4242"), "a raw path is in the {name}");
     }
-    assert!(outputs[0].1.contains("\"principal\":\""), "principals are there");
-    assert!(outputs[0].1.contains("access_token"), "names of parameters are there");
+    assert!(recording.contains("\"principal\":\""), "principals are there");
+    assert!(recording.contains("access_token"), "names of parameters are there");
     std::fs::remove_dir_all(&folder).expect("removable");
 }

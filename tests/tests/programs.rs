@@ -251,7 +251,7 @@ fn a_replay_of_the_recording_and_of_an_access_log() {
     assert_eq!(text.lines().count(), 101);
     assert!(text.ends_with("/users/{int}\n-\n"));
     let missing = run(&[Path::new("/no/such/file")]);
-    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(missing.status.code(), Some(2));
     std::fs::remove_dir_all(folder).expect("removable");
 }
 

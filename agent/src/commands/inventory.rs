@@ -129,7 +129,8 @@ impl InventoryCommand {
     pub fn run(&self) -> ExitCode {
         let (result, code) = match &self.action {
             Some(Action::Diff(diff)) => (diff.run(), 2),
-            None => (self.print().map(|()| ExitCode::SUCCESS), 1),
+            // A wrong file is wrong usage; an agent that does not answer is a failure.
+            None => (self.print().map(|()| ExitCode::SUCCESS), if self.source.from.is_empty() { 1 } else { 2 }),
         };
         match result {
             Ok(code) => code,

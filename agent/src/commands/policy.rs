@@ -51,7 +51,7 @@ impl Policy {
         let config = Config::load(self.config.as_deref())?;
         // Once for the routes, which are known at the end, and once for who calls them.
         let mut routes = Routes::new(&config.routes.patterns);
-        let total = self.each(|x| {
+        let (total, unreadable) = self.each(|x| {
             routes.route(&x);
         })?;
         routes.settle();
@@ -59,6 +59,9 @@ impl Policy {
             total > 0,
             "there is no exchange in these files: they must be recordings of `apiscope run --exchanges`"
         );
+        if unreadable > 0 {
+            eprintln!("apiscope: {unreadable} lines are no exchanges and were left out");
+        }
         let learned = (total as f64 * self.learn).ceil() as u64;
         let (mut graph, mut run, mut n) = (Graph::default(), DryRun::default(), 0);
         self.each(|x| {
@@ -97,17 +100,22 @@ impl Policy {
         Ok(())
     }
 
-    fn each(&self, mut take: impl FnMut(Exchange)) -> anyhow::Result<u64> {
-        let mut n = 0;
+    /// Exchanges, and lines that are none.
+    fn each(&self, mut take: impl FnMut(Exchange)) -> anyhow::Result<(u64, u64)> {
+        let (mut n, mut unreadable) = (0, 0);
         for path in &self.files {
             let failed = || format!("failed to read {}", path.display());
             for line in BufReader::new(File::open(path).with_context(failed)?).split(b'\n') {
-                if let Ok(exchange) = Exchange::from_json(&line.with_context(failed)?) {
-                    n += 1;
-                    take(exchange);
+                let line = line.with_context(failed)?;
+                match Exchange::from_json(&line) {
+                    Ok(exchange) => {
+                        n += 1;
+                        take(exchange);
+                    }
+                    Err(_) => unreadable += u64::from(!line.trim_ascii().is_empty()),
                 }
             }
         }
-        Ok(n)
+        Ok((n, unreadable))
     }
 }

@@ -80,7 +80,7 @@ struct Tmobile {
     #[arg(long, value_name = "DAYS")]
     learn_days: Option<f64>,
     /// Recorded exchanges (NDJSON with raw or hashed paths) as the background, again and again
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "background")]
     against: Option<PathBuf>,
 }
 
@@ -103,6 +103,7 @@ impl Simulate {
             return match result {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::from(1),
+                Err(e) if super::is_broken_pipe(&e) => ExitCode::SUCCESS,
                 Err(e) => {
                     eprintln!("apiscope: {e:#}");
                     ExitCode::from(2)

@@ -203,7 +203,9 @@ impl Detector for Enumeration {
         }
         let learning = c.now < c.endpoint.first_seen + self.learn;
         let usual_bulk = pair.bulk_days >= BULK_DAYS && pair.usual[2] > BULK;
-        c.bulk.set(usual_bulk || (learning && pair.peak[0] >= BUSY));
+        let presumed = learning && pair.peak[0] >= BUSY;
+        c.bulk.set(usual_bulk || presumed);
+        c.presumed.set(presumed && !usual_bulk);
         let before = pair.objects.is_dense();
         let age = pair.objects.add(c.params.object, minute, before || self.dense < MAX_DENSE);
         self.dense += usize::from(!before && pair.objects.is_dense());

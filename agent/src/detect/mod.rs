@@ -126,6 +126,8 @@ pub struct Context<'a> {
     pub refused: bool,
     /// The actor is known to read many objects here: a batch job, support.
     pub bulk: Cell<bool>,
+    /// It is taken for one only because the endpoint is new.
+    pub presumed: Cell<bool>,
     /// The actor read more than 20 objects here in this hour.
     pub beyond: Cell<bool>,
 }
@@ -472,6 +474,7 @@ impl Engine {
             success: (100..400).contains(&x.status),
             refused: matches!(x.status, 401 | 403),
             bulk: Cell::new(false),
+            presumed: Cell::new(false),
             beyond: Cell::new(false),
         };
         for detector in &mut self.detectors {

@@ -15,7 +15,8 @@ pub static RULE: Rule = Rule {
     signal: "ids not seen in the last 30 s, by neighbourhood of 1,024, whoever asks for them",
     algorithm: "distinct ids per neighbourhood in 30 s; a neighbourhood far above the mean of all (z-score over Poisson \
         noise, twice the highest usual one) is being walked. Left out: the newest ids, where all new customers are, and \
-        principals that D4 knows as batch jobs",
+        principals that D4 knows as batch jobs. Who reads much in the first day of an endpoint may be a job that is not \
+        known yet: it is counted for itself, and its walk is said as low; of several who walk the same ids as critical",
     source: "count-min sketch: Cormode and Muthukrishnan 2005; blocked Bloom filter: Putze et al. 2007",
     memory: "one Bloom filter of 1 MiB, two sketches of 256 KiB for the node, and 96 bytes an endpoint",
     blind: "ids that are no numbers; endpoints with fewer than 4 neighbourhoods in use; walks below about 1.5 ids a second; \
@@ -56,6 +57,8 @@ struct State {
     rate: f32,
     /// The walk under way: where it was last, and how many ids it took in windows before this one.
     walk: Option<(u64, f64)>,
+    /// Who is taken for a job and walked last, and where.
+    job: Option<(u64, u64)>,
     suspicious: bool,
 }
 
@@ -154,52 +157,75 @@ impl Detector for Walk {
             if c.success {
                 state.next_frontier = state.next_frontier.max(bucket);
             }
-            if c.bulk.get() {
+            if c.bulk.get() && !c.presumed.get() {
                 continue;
             }
-            let n = self.counts[0].add(key(place, bucket));
-            state.distinct += 1;
-            state.active += u32::from(n == 1);
+            // Who is taken for a job is counted apart: its ids must not make others suspicious.
+            let own = c.presumed.get().then(|| place ^ sketch::mix(c.actor));
+            let n = self.counts[0].add(key(own.unwrap_or(place), bucket));
+            if own.is_none() {
+                state.distinct += 1;
+                state.active += u32::from(n == 1);
+            }
             if bucket + FRONTIER > state.frontier || n < 4 {
                 continue;
             }
-            let mean = f64::from(state.distinct - u32::from(n)) / f64::from(state.active.max(2) - 1);
+            let others = state.distinct - if own.is_none() { u32::from(n) } else { 0 };
+            let mean = f64::from(others) / f64::from(state.active.max(2) - 1);
             let z = (f64::from(n) - mean) / (mean + 1.0).sqrt();
             let limit = self.deviations.max(2.0 * f64::from(state.usual));
             let learned = c.now >= state.first + self.learn && state.active.max(MIN_ACTIVE) == state.active;
-            if !learned || f64::from(n) < self.minimum || z < limit {
-                if f64::from(n) < self.minimum || z < limit {
-                    state.top = state.top.max(z as f32);
-                }
+            let much = f64::from(n) >= self.minimum && z >= limit;
+            if !much && own.is_none() {
+                state.top = state.top.max(z as f32);
+            }
+            if !learned || !much {
                 continue;
             }
-            state.suspicious = true;
+            let alone =
+                own.is_some() && state.job.is_none_or(|(who, near)| who == c.actor || bucket.abs_diff(near) > FRONTIER);
+            let about = if alone { c.actor_here() } else { c.here() };
+            if own.is_some() {
+                state.job = Some((c.actor, bucket));
+            } else {
+                state.suspicious = true;
+            }
             let before = match state.walk {
-                Some((last, total)) if bucket.abs_diff(last) <= 2 => total,
+                Some((last, total)) if bucket.abs_diff(last) <= FRONTIER => total,
                 _ => 0.0,
             };
             let means = [mean, f64::from(state.last_mean)];
-            if !out.wants(&RULE, c.here()) {
+            if !out.wants(&RULE, about) {
                 continue;
             }
-            let usual = mean;
-            let walked = self.walked(place, bucket, means).max(before);
+            let apart = own.map_or(0.0, |own| self.walked(own, bucket, [0.0; 2]));
+            let walked = (self.walked(place, bucket, means) + apart).max(before);
             if let Some(state) = self.states.get_mut(c.at) {
                 state.walk = Some((bucket, walked));
             }
+            let (who, severity, confidence) = if alone {
+                let who = format!(
+                    "{} walks through the ids; it may be a job: the endpoint is known for less than a day.",
+                    c.who()
+                );
+                (who, Severity::Low, 0.4)
+            } else {
+                let who = "somebody walks through the ids, under one name or many.".to_owned();
+                (who, Severity::Critical, (0.7 + z / 200.0).min(0.97))
+            };
             out.report(
                 &RULE,
-                c.here(),
+                about,
                 Sighting {
-                    severity: Some(Severity::Critical),
-                    confidence: (0.7 + z / 200.0).min(0.97),
+                    severity: Some(severity),
+                    confidence,
                     observed: f64::from(n),
-                    expected: usual,
+                    expected: mean,
                     unit: "{object}",
                     records: Some(walked),
                     evidence: vec![("window_s", WINDOW as f64), ("z", z), ("limit_z", limit)],
                     explanation: format!(
-                        "{n} neighbouring ids of {} were asked for within {WINDOW} s, where {usual:.1} are usual: somebody walks through the ids, under one name or many.",
+                        "{n} neighbouring ids of {} were asked for within {WINDOW} s, where {mean:.1} are usual: {who}",
                         c.where_(),
                     ),
                 },

@@ -132,13 +132,21 @@ fn node(evidence: &Evidence, service: Service, table: &mut Table, set: &[u32], p
         }
         !value
     });
+    let (form, nearly_all) = codes(evidence, service, &words);
+    if form != 0 {
+        shapes |= 1 << Shape::Word as u16;
+        words.retain(|word| {
+            // Languages without a code of two letters have one of three.
+            let code = code(word.label) == form || nearly_all && word.label.len() <= 3;
+            if code {
+                values.extend(&word.nodes);
+            }
+            !code
+        });
+    }
     let overflow = here().fold(0u32, |sum, n| sum.saturating_add(n.overflow));
     let typed: u32 = values.iter().filter_map(|&i| at(i)).map(|n| n.count).sum();
-    let low = if are_codes(&words) {
-        words.len()
-    } else {
-        parameter_words(evidence, service, &words, Around { typed, overflow, depth })
-    };
+    let low = parameter_words(evidence, service, &words, Around { typed, overflow, depth });
     // A parameter that was learned stays one over a restart.
     let learned = low > 0 || shapes & (1 << Shape::Word as u16) != 0;
     if low > 0 {
@@ -210,7 +218,9 @@ fn parameter_words(evidence: &Evidence, service: Service, words: &[Word<'_>], ar
         return 0;
     }
     let wanted = CALLERS.max(distinct as usize / 8).min(service.callers.div_ceil(2)).max(2);
-    if callers.len() < wanted && newest.saturating_sub(oldest) < DAY {
+    // What looks like a value, beside values, and too rarely to be a name.
+    let left_over = typed >= 10 && hints == distinct;
+    if callers.len() < wanted && !left_over && newest.saturating_sub(oldest) < DAY {
         return 0;
     }
     let alike = alike(evidence, candidates);
@@ -224,6 +234,9 @@ fn parameter_words(evidence: &Evidence, service: Service, words: &[Word<'_>], ar
     if hints * 3 >= distinct {
         enough = enough.min(3);
     }
+    if left_over {
+        enough = 1;
+    }
     if distinct < enough {
         return 0;
     }
@@ -235,7 +248,7 @@ fn parameter_words(evidence: &Evidence, service: Service, words: &[Word<'_>], ar
 }
 
 /// Do the digits and dates below a node name versions? There are few of them, each with more than one name
-/// below it, and they stand where versions do: at the root, behind `api` and the like, or on the way of nearly all.
+/// below it, or there is only one, and they stand where versions do: at the root, behind `api` and the like, or on the way of nearly all.
 fn are_versions(evidence: &Evidence, words: &[Word<'_>], values: bool, parent: &str, depth: usize) -> bool {
     let candidates: Vec<_> = words.iter().filter(|w| Shape::of(w.label) != Shape::Word).collect();
     if values || candidates.is_empty() || candidates.len() >= MAX_VERSIONS {
@@ -255,25 +268,51 @@ fn are_versions(evidence: &Evidence, words: &[Word<'_>], values: bool, parent: &
             .collect();
         names.len()
     };
-    place && seen >= 10 && candidates.iter().map(|w| branches(w)).max() > Some(1)
+    let names = candidates.iter().map(|w| branches(w)).max();
+    // The only one at the root, again and again: a constant, not a value.
+    let constant = depth == 0 && candidates.len() == 1 && seen >= 20 && names == Some(1);
+    place && seen >= 10 && (names > Some(1) || constant)
 }
 
-/// Languages, countries, currencies, provinces: a set of codes of one form is a parameter, however often each
-/// was seen.
-fn are_codes(words: &[Word<'_>]) -> bool {
-    let form = |label: &str| {
-        let b = label.as_bytes();
-        let lower = |b: &[u8]| b.iter().all(u8::is_ascii_lowercase);
-        let upper = |b: &[u8]| b.iter().all(u8::is_ascii_uppercase);
-        match b.len() {
-            2 if lower(b) => 1,
-            2 | 3 if upper(b) => 2,
-            5 if lower(&b[..2]) && matches!(b[2], b'-' | b'_') && upper(&b[3..]) => 3,
-            _ => 0,
+/// The form of codes, if there are so many among the words that they are values: a set of languages, countries or
+/// currencies is a parameter, however often each was seen; 0 without. And whether nearly all words are such.
+fn codes(evidence: &Evidence, service: Service, words: &[Word<'_>]) -> (u8, bool) {
+    let most = (1..=3).map(|f| (words.iter().filter(|w| code(w.label) == f).count(), f)).max();
+    let Some((n, form)) = most.filter(|(n, _)| *n >= 5) else { return (0, false) };
+    if n * 10 >= words.len() * 9 {
+        return (form, true);
+    }
+    // Beside names: more of them, by more than one caller. Two small letters may be a word.
+    let coded = || words.iter().filter(|w| code(w.label) == form);
+    let first = |w: &Word<'_>| w.nodes.first().and_then(|&i| evidence.nodes.get(i as usize)).map(|n| n.first.who);
+    let callers: FxHashSet<u32> = coded().filter_map(first).collect();
+    let named =
+        coded().filter(|w| form != 1 || LANGUAGES.as_bytes().chunks(2).any(|l| l == w.label.as_bytes())).count();
+    let enough = n >= 8 && named * 10 >= n * 9 && callers.len() >= service.callers.min(CALLERS);
+    (if enough { form } else { 0 }, false)
+}
+
+/// Languages of ISO 639-1.
+const LANGUAGES: &str = "aaabaeafakamanarasavayazbabebgbhbibmbnbobrbscacechcocrcscucvcydadedvdzeeeleneoeseteufafffifjfofrfygaglgngugvhahehihohrhthuhyhziaidieigiiikioisitiujajvkakgkikjkkklkmknkokrkskukvkwkylalblglilnloltlulvmgmhmimkmlmnmrmsmtmynanbndnengnlnnnonrnvnyocojomorospapiplpsptqurmrnrorurwsascsdsesgsiskslsmsnsosqsrssstsusvswtatetgthtitktltntotrtstttwtyugukuruzvevivowawoxhyiyozazhzu";
+
+/// 1 for two small letters, 2 for two or three capitals, 3 for a language and where or how it is written
+/// (`en-GB`, `en_us`, `es-419`, `zh-Hant`); 0 for what is no code.
+fn code(label: &str) -> u8 {
+    let b = label.as_bytes();
+    let lower = |b: &[u8]| b.iter().all(u8::is_ascii_lowercase);
+    let upper = |b: &[u8]| b.iter().all(u8::is_ascii_uppercase);
+    match b.len() {
+        2 if lower(b) => 1,
+        2 | 3 if upper(b) => 2,
+        5..=7 if lower(&b[..2]) && matches!(b[2], b'-' | b'_') => {
+            let rest = &b[3..];
+            let script = rest.len() == 4 && upper(&rest[..1]) && lower(&rest[1..]);
+            let region = rest.len() == 2 && (upper(rest) || lower(rest));
+            let area = rest.len() == 3 && rest.iter().all(u8::is_ascii_digit);
+            if script || region || area { 3 } else { 0 }
         }
-    };
-    let coded = |wanted: u8| words.iter().filter(|w| form(w.label) == wanted).count();
-    (1..=3).any(|f| coded(f) >= 5 && coded(f) * 10 >= words.len() * 9)
+        _ => 0,
+    }
 }
 
 /// How many words, from the rarest on, are not far above the rest.
@@ -309,10 +348,11 @@ fn alike(evidence: &Evidence, words: &[Word<'_>]) -> bool {
     inner >= 3 && below.len() * 2 <= inner
 }
 
-/// Digits at the end, two joined words with capitals, or dots: more usual in values than in names.
+/// Digits, or capitals and small letters in turn: more usual in values than in names.
 fn looks_like_value(word: &str) -> bool {
     let bytes = word.as_bytes();
-    !super::shape::is_version(bytes) && bytes.iter().any(u8::is_ascii_digit)
+    let digits = !super::shape::is_version(bytes) && bytes.iter().any(u8::is_ascii_digit);
+    digits || (word.len() >= 8 && super::shape::is_scrambled(bytes, 4))
 }
 
 /// Name of a parameter that had these shapes.

@@ -182,12 +182,12 @@ impl Node {
     }
 }
 
-/// One digit or a date may name a version (`/api/2/issues`, `/2010-04-01/Accounts`): the first few below a node
+/// One digit or a date may name a version (`/api/2/issues`, `/2010-04-01/Accounts`, `/2024-04/orders`): the first few below a node
 /// are told apart, and `decide` says what they are.
 fn may_be_version(node: &Node, segment: &str, shape: Shape) -> bool {
     let usual = match shape {
         Shape::Int => segment.len() == 1,
-        Shape::Date => segment.len() == 10,
+        Shape::Date => matches!(segment.len(), 7 | 10),
         _ => false,
     };
     usual

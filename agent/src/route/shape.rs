@@ -15,7 +15,7 @@ pub enum Shape {
     Uuid,
     /// At least 8 hexadecimal digits, of both kinds.
     Hex,
-    /// `2024-01-31`, alone or with a time behind it.
+    /// `2024-01-31`, alone or with a time behind it; `2024-01`, `2024-W05`.
     Date,
     /// `jo@example.org`.
     Email,
@@ -102,10 +102,16 @@ pub fn is_version(bytes: &[u8]) -> bool {
     }
 }
 
-/// `2024-01-31`, `2024-01-31T10:00:00Z` and the like.
+/// `2024-01-31`, `2024-01-31T10:00:00Z`, `2024-01`, `2024-W05` and the like.
 fn is_date(bytes: &[u8]) -> bool {
     let digit = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_digit);
     let dash = |i: usize| bytes.get(i) == Some(&b'-');
+    if let [b'1', b'9', _, _, b'-', rest @ ..] | [b'2', b'0', _, _, b'-', rest @ ..] = bytes
+        && [2, 3].into_iter().all(digit)
+        && matches!(rest, [b'0', b'1'..=b'9'] | [b'1', b'0'..=b'2'] | [b'W', b'0'..=b'5', b'0'..=b'9'])
+    {
+        return true;
+    }
     [0, 1, 2, 3, 5, 6, 8, 9].into_iter().all(digit)
         && dash(4)
         && dash(7)
@@ -115,7 +121,7 @@ fn is_date(bytes: &[u8]) -> bool {
 /// Letters and digits in an order that words do not have.
 fn is_mixed(bytes: &[u8], digits: usize) -> bool {
     let len = bytes.len();
-    if len < 6 || digits == 0 || !bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
+    if len < 6 || !bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
         return false;
     }
     // A prefix of letters and a separator (`cus_…`, `order-…`) is passed over.
@@ -140,6 +146,9 @@ fn is_mixed(bytes: &[u8], digits: usize) -> bool {
         })
         .count();
     let jumps = longest.windows(2).filter(|w| class(w[0]) != class(w[1])).count();
+    if longest.len() >= LONG_WORD && (is_scrambled(longest, 6) || is_consonants(longest)) {
+        return true;
+    }
     match longest.len() {
         0..6 => false,
         // `k3x9q2`: digits on at least two sides.
@@ -147,6 +156,24 @@ fn is_mixed(bytes: &[u8], digits: usize) -> bool {
         10..16 => in_longest >= 2 && (changes >= 3 || jumps >= 6),
         _ => in_longest >= 2 && (changes >= 2 || jumps >= 6) || (digits >= 6 && changes >= 1),
     }
+}
+
+/// Letters from which on a word says by its letters alone that it is none.
+const LONG_WORD: usize = 16;
+
+/// Capitals and small letters as no words are joined: they change places at least so many times, and there are about
+/// as many of each.
+pub fn is_scrambled(word: &[u8], changes: usize) -> bool {
+    let upper = word.iter().filter(|b| b.is_ascii_uppercase()).count();
+    let case = |w: &&[u8]| w[0].is_ascii_uppercase() != w[1].is_ascii_uppercase();
+    let share = upper * 10 >= word.len() * 3 && upper * 10 <= word.len() * 7;
+    share && word.windows(2).filter(case).count() >= changes
+}
+
+/// More consonants in a row than words have: six, in `catchphrase`.
+fn is_consonants(word: &[u8]) -> bool {
+    let vowel = |b: &u8| matches!(b, b'a' | b'e' | b'i' | b'o' | b'u' | b'y' | b'0'..=b'9');
+    word.iter().all(|b| !b.is_ascii_uppercase()) && word.split(vowel).any(|run| run.len() > 6)
 }
 
 #[cfg(test)]
@@ -160,6 +187,10 @@ mod tests {
             ("6fa459ea-ee8a-3ca4-894e-db77e160355e", Shape::Uuid),
             ("2024-01-31", Shape::Date),
             ("2024-01-31T10:00:00Z", Shape::Date),
+            ("2024-01", Shape::Date),
+            ("2024-W05", Shape::Date),
+            ("sub_TfjkdoypNHnLvJVHWpcRmph", Shape::Id),
+            ("cxwkxgirwnmdutnbqlhgilzgk", Shape::Id),
             ("jo@x.org", Shape::Email),
             ("deadbeef01", Shape::Hex),
             ("507f1f77bcf86cd799439011", Shape::Hex),
@@ -201,6 +232,11 @@ mod tests {
             "",
             "@me",
             "2fa-login",
+            "2024-13",
+            "getXMLHTTPRequestURL",
+            "listAllOpenOrdersByUserId",
+            "subscriptionschedules",
+            "catchphrasesandsightscreens",
         ] {
             assert_eq!(Shape::of(word), Shape::Word, "{word}");
         }
