@@ -11,18 +11,19 @@
 //!
 //! Messages: a gRPC message is prefixed by five bytes, a flag and a length. The prefixes are followed
 //! here, so that no byte of a message leaves the kernel. What the streams of a direction have open is in
-//! [`Slot`]s; when more streams than that have messages across frames, the counts are said to be inexact.
+//! [`Slot`]s; when more streams than that have messages across frames, the others are put aside in a table
+//! ([`exchange`]), and only when that is full the counts are said to be inexact.
 //!
 //! A connection that is older than the agent, or whose bytes were missed, is found again where a
 //! system call begins with heads of frames.
 
-use agent_ebpf::{Count, DATA_LIMIT, DataFlag, Flag, Kind, STEPS, WINDOW};
+use agent_ebpf::{Count, DATA_LIMIT, DataFlag, Flag, Kind, MessageKey, STEPS, WINDOW};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 
 use crate::{
     conn, emit,
     http1::{Context, advance, get, mode, next_buffer, pass_over, set},
-    maps::{CLIENT, Connection, Direction, FRESH, HTTP2, OPENED, QUIET, SERVER, Work},
+    maps::{CLIENT, Connection, Direction, FRESH, HTTP2, MESSAGES, OPENED, QUIET, SERVER, Work},
     once::{flag, once},
 };
 
@@ -34,7 +35,7 @@ const HEAD: u64 = 9;
 const PREFIX: u8 = 5;
 /// Most messages of a DATA frame that are followed: a body of zeros would be full of empty ones.
 const MAX_MESSAGES: u16 = 512;
-/// Streams of a direction that may have a message across frames.
+/// Streams of a direction that may have a message across frames without being put aside.
 const SLOTS: usize = 3;
 /// Longest frame of a connection that is found in the middle: the default, which hardly anyone changes.
 const USUAL_FRAME: u64 = 16_384;
@@ -74,14 +75,18 @@ struct Frames {
     messages: u16,
     /// Its padding.
     padding: u8,
-    /// 1: a slot was taken away from a stream; counts are inexact from then on.
-    inexact: u8,
+    /// [`DataFlag::INEXACT`]: a slot was taken away from a stream, and counts are inexact from then on. [`ASIDE`].
+    state: u8,
     slots: [Slot; SLOTS],
 }
 
+/// Bit of `Frames::state`: streams were put aside.
+const ASIDE: u8 = 0x80;
+
 /// A message under way. `Frames` keeps them between the DATA frames of a stream.
 #[repr(C)]
-struct Slot {
+#[derive(Clone, Copy)]
+pub struct Slot {
     /// 0: free.
     stream: u32,
     /// Bytes of the message still to come.
@@ -487,7 +492,7 @@ fn head(work: &mut Work, connection: &mut Connection, direction: usize) {
     d.remaining = head.length;
     d.mode = if head.length == 0 { mode::FRAME_HEAD } else { mode::FRAME };
     if head.kind == DATA {
-        return begin_data(d, &head);
+        return begin_data(work, connection, &head);
     }
     if head.kind == PING || head.kind == WINDOW_UPDATE || head.kind > CONTINUATION {
         if get(&raw const work.filled) == 0 {
@@ -507,8 +512,8 @@ fn head(work: &mut Work, connection: &mut Connection, direction: usize) {
         set(&raw mut work.hits, get(&raw const work.hits) + 1);
     }
     if head.kind == RST_STREAM {
-        release(&mut connection.directions[0], head.stream);
-        release(&mut connection.directions[1], head.stream);
+        release(connection, 0, head.stream);
+        release(connection, 1, head.stream);
     }
 }
 
@@ -551,18 +556,19 @@ fn payload(work: &mut Work, d: &mut Direction) {
 
 /// A DATA frame begins.
 #[inline(always)]
-fn begin_data(d: &mut Direction, head: &Head) {
+fn begin_data(work: &mut Work, connection: &mut Connection, head: &Head) {
+    let d = &mut connection.directions[work.direction as usize & 1];
     d.length = head.length;
     d.mode = if head.flags & PADDED != 0 && head.length != 0 { mode::PADDING } else { mode::DATA };
     let f = frames(d);
     f.padding = 0;
     f.messages = 0;
-    f.flags = f.inexact;
+    f.flags = f.state & DataFlag::INEXACT;
     f.follow = 0;
     if head.length == 0 {
         return;
     }
-    // The slot of the stream, or a free one, or one that is taken away from another stream.
+    // The slot of the stream, or a free one, or one whose stream is put aside.
     let stream = |f: &Frames, i: usize| get(&raw const f.slots[i].stream);
     let mine = |f: &Frames, i: usize| stream(f, i) == head.stream;
     let slot = if mine(f, 0) {
@@ -578,20 +584,67 @@ fn begin_data(d: &mut Direction, head: &Head) {
     } else if stream(f, 2) == 0 {
         2
     } else {
-        f.inexact = DataFlag::INEXACT;
-        f.flags = DataFlag::INEXACT;
         (head.stream >> 1) as u8 & 1
     };
     set(&raw mut f.slot, slot);
     f.follow = 1;
     let i = usize::from(get(&raw const f.slot)) & 3;
-    if i < SLOTS {
-        let slot = &mut f.slots[i];
-        if get(&raw const slot.stream) != head.stream {
-            slot.stream = head.stream;
-            slot.left = 0;
-            slot.got = 0;
+    if i < SLOTS && get(&raw const f.slots[i].stream) != head.stream {
+        http2_exchange(work, connection, head.stream);
+    }
+}
+
+/// Gives the slot of the DATA frame under way to `stream`; which had it, if any, is put aside with its message.
+/// See [`crate::once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn http2_exchange(work: *mut Work, connection: *mut Connection, stream: u32) -> u32 {
+    // SAFETY: `begin_data` passes what it has for itself.
+    if let Some((work, connection)) = unsafe { once(work, connection) } {
+        exchange(work, connection, stream);
+    }
+    0
+}
+
+#[inline(always)]
+fn exchange(work: &mut Work, connection: &mut Connection, stream: u32) {
+    let mut key = MessageKey { connection: connection.id, stream: 0, direction: work.direction as u32 & 1 };
+    let f = frames(&mut connection.directions[work.direction as usize & 1]);
+    let i = usize::from(get(&raw const f.slot)) & 3;
+    if i >= SLOTS {
+        return;
+    }
+    let slot = &mut f.slots[i];
+    if get(&raw const slot.stream) != 0 {
+        key.stream = slot.stream;
+        // By way of the stack: to Linux 6.1 the memory behind an argument is none that a value may be in.
+        if MESSAGES.insert(&key, &get(slot), 0).is_err() {
+            f.flags |= DataFlag::INEXACT;
+            f.state |= DataFlag::INEXACT;
         }
+        f.state |= ASIDE;
+    }
+    let slot = &mut f.slots[i];
+    slot.stream = stream;
+    slot.left = 0;
+    slot.got = 0;
+    if f.state & ASIDE == 0 {
+        return;
+    }
+    key.stream = stream;
+    if let Some(aside) = MESSAGES.get_ptr(&key) {
+        // SAFETY: map memory; of a stream's messages nobody else writes.
+        unsafe {
+            slot.left = (*aside).left;
+            slot.got = (*aside).got;
+            let mut n = 0;
+            while n < PREFIX as usize {
+                slot.prefix[n] = (*aside).prefix[n];
+                n += 1;
+            }
+        }
+        // Absent is as good as removed.
+        let _ = MESSAGES.remove(&key);
     }
 }
 
@@ -710,7 +763,9 @@ fn finish_data(work: &mut Work, d: &mut Direction) -> bool {
 
 /// A stream is over: its message is too.
 #[inline(always)]
-fn release(d: &mut Direction, stream: u32) {
+fn release(connection: &mut Connection, direction: usize, stream: u32) {
+    let key = MessageKey { connection: connection.id, stream, direction: direction as u32 };
+    let d = &mut connection.directions[direction];
     if d.mode < mode::PREFACE {
         return;
     }
@@ -721,6 +776,10 @@ fn release(d: &mut Direction, stream: u32) {
             set(&raw mut f.slots[i].stream, 0);
         }
         i += 1;
+    }
+    if f.state & ASIDE != 0 {
+        // Absent is as good as removed.
+        let _ = MESSAGES.remove(&key);
     }
 }
 

@@ -82,6 +82,21 @@ impl DataFlag {
     pub const OTHER: u8 = 2;
 }
 
+/// A message of HTTP/2 that is put aside while other streams of its connection have messages across frames.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageKey {
+    /// Number of the connection.
+    pub connection: u64,
+    /// Its stream.
+    pub stream: u32,
+    /// 0 received, 1 sent.
+    pub direction: u32,
+}
+
+/// Most messages that are put aside at once.
+pub const MESSAGES: usize = 8192;
+
 /// How the socket of a TLS session was found: [`Open::tls`].
 pub struct Tier;
 impl Tier {
@@ -386,4 +401,6 @@ mod pod {
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Layout {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::MessageKey {}
 }

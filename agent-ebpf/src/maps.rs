@@ -1,6 +1,6 @@
 //! Every map and every global of the kernel side.
 
-use agent_ebpf::{CARRY, Count, DATA_LIMIT, PIPELINE, Record, Settings, WINDOW};
+use agent_ebpf::{CARRY, Count, DATA_LIMIT, MessageKey, PIPELINE, Record, Settings, WINDOW};
 use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
@@ -29,6 +29,10 @@ pub static BLANK: Array<Connection, 1, 0> = Array::new();
 /// Calls under way, by thread and direction, between a kprobe and its kretprobe.
 #[btf_map]
 pub static CALLS: HashMap<u64, Call, 1, 0> = HashMap::new();
+
+/// Messages of HTTP/2 that are put aside: see `http2`. The agent removes those whose connection is over.
+#[btf_map]
+pub static MESSAGES: HashMap<MessageKey, crate::http2::Slot, { agent_ebpf::MESSAGES }, 0> = HashMap::new();
 
 /// Working memory of one run of a program: [0] receive, [1] send, [2] the rest of the socket hooks; see
 /// `tls` for the others.

@@ -223,6 +223,12 @@ impl Connections {
         self.table.is_empty()
     }
 
+    /// Is this the number of an open connection?
+    #[must_use]
+    pub fn knows(&self, id: u64) -> bool {
+        self.table.contains_key(&id)
+    }
+
     /// Takes one event.
     pub fn handle(&mut self, event: Event<'_>, outside: &mut impl Outside) {
         match event.what {

@@ -514,6 +514,7 @@ impl Capture {
         let now = Instant::now();
         if now >= self.next_look {
             self.next_look = now + PROCESS_LOOK;
+            self.kernel.forget_messages(|id| self.connections.knows(id));
             let kernel = &mut self.kernel;
             self.inner.left_alone.retain(|&pid| {
                 let gone = identity::is_gone(pid);

@@ -84,8 +84,12 @@ pub fn tonic(certificate: Option<&Path>) -> (String, Vec<Called>) {
         for task in tasks {
             calls.push(task.await.expect("a call"));
         }
-        // Alone: messages over several frames are followed on three streams of a direction at once.
-        calls.push(call(channel.clone(), "Chat", vec![0, 70_000, 1]).await);
+        // Messages over several frames, side by side on more streams than the kernel side has places for.
+        let large: Vec<_> =
+            (0..12).map(|i| tokio::spawn(call(channel.clone(), "Chat", vec![i, 70_000 + i, 1]))).collect();
+        for task in large {
+            calls.push(task.await.expect("a call"));
+        }
         drop(channel);
         server.abort();
         calls

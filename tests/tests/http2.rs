@@ -121,6 +121,65 @@ fn streams_side_by_side_and_out_of_order() {
     }
 }
 
+/// Messages of gRPC in pieces that take turns on fifty streams, both ways: each is counted once. A stream that is
+/// reset in the middle of one takes it along.
+#[test]
+fn messages_in_turns_on_fifty_streams() {
+    const STREAMS: u32 = 50;
+    const MESSAGES: usize = 7;
+    let (client, server) = open();
+    // application/grpc: a literal whose name is entry 31.
+    let grpc = [&[0x0f, 0x10, 16][..], b"application/grpc"].concat();
+    let id = |i: u32| 2 * i + 1;
+    let content = |i: u32, size: usize| {
+        let message = [&[0, 0, 0, (size >> 8) as u8, size as u8][..], &vec![i as u8; size]].concat();
+        message.repeat(MESSAGES)
+    };
+    // Each piece ends in the middle of a message or of its prefix.
+    let in_turns = |size: usize, is_end: bool| {
+        let all: Vec<_> = (0..STREAMS).map(|i| content(i, size + i as usize)).collect();
+        let mut out = Vec::new();
+        for from in (0..all.iter().map(Vec::len).max().unwrap_or(0)).step_by(97) {
+            for (i, content) in (0..).zip(&all).filter(|(_, content)| from < content.len()) {
+                let to = content.len().min(from + 97);
+                let flags = u8::from(is_end && to == content.len());
+                out.extend(frame(0, flags, id(i), &content[from..to]));
+            }
+        }
+        out
+    };
+    let mut asked = client;
+    let mut answered = server;
+    for i in 0..STREAMS {
+        asked.extend(frame(1, 4, id(i), &[ask(POST, &format!("/m/{i}"), true), grpc.clone()].concat()));
+        answered.extend(frame(1, 4, id(i), &[OK, &grpc].concat()));
+    }
+    asked.extend(in_turns(300, true));
+    // One more that is given up, twice begun on the same number of bytes.
+    asked.extend(frame(1, 4, id(STREAMS), &[ask(POST, "/m/given-up", true), grpc].concat()));
+    asked.extend(frame(0, 0, id(STREAMS), &[0, 0, 0, 1, 0, 9, 9]));
+    answered.extend(in_turns(200, false));
+    for i in 0..STREAMS {
+        answered.extend(frame(1, 5, id(i), &[&[0x00, 11][..], b"grpc-status", &[1], b"0"].concat()));
+    }
+    let reset = frame(3, 0, id(STREAMS), &8_u32.to_be_bytes());
+    let steps = [Step::client(asked).split(1000), Step::server(answered).split(777), Step::client(reset)];
+    let address = play(HERE, &steps);
+    let agent = Agent::shared();
+    for side in [Side::Server, Side::Client] {
+        let end = Instant::now() + Duration::from_secs(10);
+        while agent.seen(&address, side).len() <= STREAMS as usize && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let seen = agent.seen(&address, side);
+        assert_eq!(seen.len(), STREAMS as usize + 1, "{side}");
+        for e in seen {
+            let wanted = if e.path.as_deref() == Some("/m/given-up") { [1, 0] } else { [MESSAGES as u64; 2] };
+            assert_eq!(e.messages, Some(wanted), "{side} {e:?}");
+        }
+    }
+}
+
 #[test]
 fn streams_that_end_early() {
     let (client, server) = open();

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use agent_ebpf::{Count, Settings};
+use agent_ebpf::{Count, MessageKey, Settings};
 use anyhow::{Context as _, bail};
 use aya::{
     Btf as KernelBtf, Ebpf, EbpfLoader,
@@ -65,6 +65,9 @@ pub struct Kernel {
     ebpf: Ebpf,
     excluded: HashMap<MapData, u32, u8>,
     unwanted: Array<MapData, u64>,
+    messages: HashMap<MapData, MessageKey, [u8; 16]>,
+    /// Of [`Kernel::messages`]: what belonged to no connection when it was looked at last.
+    suspects: Vec<MessageKey>,
     ports: HashMap<MapData, u16, u8>,
     rules: Array<MapData, u32>,
     counts: PerCpuArray<MapData, u64>,
@@ -233,6 +236,8 @@ impl Kernel {
         let mut kernel = Self {
             excluded: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PIDS")?)?,
             unwanted: Array::try_from(take(&mut ebpf, "UNWANTED")?)?,
+            messages: HashMap::try_from(take(&mut ebpf, "MESSAGES")?)?,
+            suspects: Vec::new(),
             ports: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PORTS")?)?,
             rules: Array::try_from(take(&mut ebpf, "RULES")?)?,
             counts: PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?)?,
@@ -413,6 +418,18 @@ impl Kernel {
         let place = id as u32 & (agent_ebpf::UNWANTED as u32 - 1);
         if let Err(e) = self.unwanted.set(place, id, 0) {
             log::debug!("a connection that is left out costs more than it should: {e}");
+        }
+    }
+
+    /// Removes messages of HTTP/2 that were under way when their connection ended. A connection that is not known is
+    /// given until the next call: what tells of it may still be in the ring.
+    pub fn forget_messages(&mut self, is_known: impl Fn(u64) -> bool) {
+        let unknown: Vec<_> = self.messages.keys().flatten().filter(|key| !is_known(key.connection)).collect();
+        let (gone, suspects) = unknown.into_iter().partition(|key| self.suspects.contains(key));
+        self.suspects = suspects;
+        for key in gone {
+            // Absent is as good as removed.
+            let _ = self.messages.remove(&key);
         }
     }
 
