@@ -81,6 +81,21 @@ pub fn program(name: &str) -> std::path::PathBuf {
         .unwrap_or_else(|| panic!("{name} is not installed: `cargo xtask setup` installs what the tests need"))
 }
 
+/// A Python that has `module`.
+///
+/// # Panics
+/// None has.
+#[must_use]
+pub fn python(module: &str) -> std::path::PathBuf {
+    let has = |python: &std::path::PathBuf| {
+        let mut import = std::process::Command::new(python);
+        import.args(["-c", &format!("import {module}")]).stderr(std::process::Stdio::null());
+        import.status().is_ok_and(|s| s.success())
+    };
+    let found = [program("python3"), "/usr/bin/python3".into()].into_iter().find(has);
+    found.unwrap_or_else(|| panic!("no python3 has {module}: `cargo xtask setup` installs it"))
+}
+
 /// Lets this process have as many descriptors as it may; returns how many those are.
 ///
 /// # Panics

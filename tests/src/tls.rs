@@ -21,7 +21,7 @@ impl Server {
         Self::ready(name, |folder, port| {
             certificate(folder);
             let mut command = Command::new(program(interpreter));
-            command.args([if interpreter == "python3" { "-c" } else { "-e" }, code, &port.to_string()]);
+            command.args([if interpreter.ends_with("python3") { "-c" } else { "-e" }, code, &port.to_string()]);
             command
         })
     }

@@ -158,14 +158,6 @@ fn tonic() {
     }
 }
 
-/// A Python that has grpcio.
-fn python() -> PathBuf {
-    [program("python3"), "/usr/bin/python3".into()]
-        .into_iter()
-        .find(|p| Command::new(p).args(["-c", "import grpc"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success()))
-        .unwrap_or_else(|| panic!("no python3 has grpcio: `cargo xtask setup` installs python3-grpcio"))
-}
-
 /// Every kind of call; one that lasts is seen while it lasts, with its messages so far.
 #[test]
 fn grpcio() {
@@ -210,7 +202,7 @@ with grpc.insecure_channel('127.0.0.1:{port}') as ch:
     list(it)
 print('done', flush=True)"
     );
-    let mut child = Command::new(python())
+    let mut child = Command::new(python("grpc"))
         .args(["-c", &code])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,4 +1,5 @@
-//! HTTPS by more real programs: Apache httpd, NSS on both ends, Ruby on both ends, renegotiation and key updates; and
+//! HTTPS by more real programs: Apache httpd, NSS on both ends, Ruby on both ends, uvicorn, requests and httpx of
+//! Python, renegotiation and key updates; and
 //! Java, whose TLS is not read: it is named and counted.
 
 use std::{
@@ -13,7 +14,7 @@ use apiscope::{
     exchange::{Attribution, Scheme, Side},
 };
 use apiscope_tests::{
-    Agent, Want, free_port, program,
+    Agent, Want, free_port, program, python,
     tls::{Server, certificate, wait_for},
 };
 
@@ -173,6 +174,48 @@ fn ruby_on_both_ends() {
     let mut wanted: Vec<Want> = (0..10).map(|i| Want::any("GET", format!("/ruby/{i}"), 200).bodies(0, 5)).collect();
     wanted.push(Want::any("POST", "/ruby/echo", 200).bodies(100_000, 100_000));
     hold(agent, server.port, &wanted, [NESTED; 2]);
+}
+
+const UVICORN: &str = "import sys, uvicorn
+async def app(scope, receive, send):
+    size, more = 0, True
+    while more:
+        part = await receive()
+        size, more = size + len(part.get('body', b'')), part.get('more_body')
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    await send({'type': 'http.response.body', 'body': str(size).encode()})
+class Server(uvicorn.Server):
+    async def startup(self, sockets=None):
+        await super().startup(sockets=sockets)
+        print('ready', flush=True)
+files = {'ssl_keyfile': 'key.pem', 'ssl_certfile': 'cert.pem'}
+Server(uvicorn.Config(app, port=int(sys.argv[1]), log_level='critical', lifespan='off', **files)).run()";
+const PYTHON_CLIENTS: &str = "import asyncio, httpx, requests, sys
+at, usual = 'https://localhost:' + sys.argv[1], {'verify': 'cert.pem', 'trust_env': False}
+with requests.Session() as c:
+    c.trust_env, c.verify = False, 'cert.pem'
+    for i in range(5): assert c.post(f'{at}/requests/{i}', data=b'd' * 30000).text == '30000'
+with httpx.Client(**usual) as c:
+    for i in range(5): assert c.post(f'{at}/httpx/{i}', content=b'd' * 30000).text == '30000'
+async def all():
+    async with httpx.AsyncClient(**usual) as c:
+        for a in await asyncio.gather(*[c.post(f'{at}/async/{i}', content=b'd' * 30000) for i in range(5)]):
+            assert a.text == '30000'
+asyncio.run(all())";
+
+/// Sessions on memory at the server and at the last of the clients, which has several at once.
+#[test]
+fn uvicorn_asked_by_requests_and_httpx() {
+    let agent = Agent::shared();
+    let python = python("uvicorn, httpx, requests");
+    let server = Server::start("uvicorn", python.to_str().expect("a path"), UVICORN);
+    let mut client = Command::new(&python);
+    client.current_dir(&server.folder).args(["-c", PYTHON_CLIENTS, &server.port.to_string()]);
+    assert!(client.status().is_ok_and(|s| s.success()), "every answer comes");
+    let paths = ["requests", "httpx", "async"].into_iter().flat_map(|who| (0..5).map(move |i| format!("/{who}/{i}")));
+    let wanted: Vec<Want> = paths.map(|path| Want::any("POST", path, 200).bodies(30_000, 5)).collect();
+    let both = &[Attribution::Nested, Attribution::Ciphertext];
+    hold(agent, server.port, &wanted, [&both[1..], both]);
 }
 
 /// Requests of `openssl s_client` after each of its commands: `K` is a key update of both ends (TLS 1.3), `R` a

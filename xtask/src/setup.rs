@@ -91,7 +91,7 @@ pub fn need(level: Level) -> Result<()> {
             if !validators()?.is_file() {
                 once("validators", make_validators).unwrap_or_else(|e| say(&format!("no validators: {e:#}")));
             }
-            grpcio();
+            modules();
             if !grpc_go()?.is_file() {
                 once("grpc-go", make_grpc_go).unwrap_or_else(|e| say(&format!("no grpc-go: {e:#}")));
             }
@@ -250,17 +250,28 @@ fn make_validators() -> Result<()> {
     })
 }
 
-/// The gRPC tests need a Python that has it: the one in PATH, or Debian's.
-fn grpcio() {
-    let has = |python: &str| {
+/// Modules of Python that tests need, and Debian's packages of them.
+const MODULES: [(&str, &str); 4] = [
+    ("grpc", "python3-grpcio"),
+    ("uvicorn", "python3-uvicorn"),
+    ("httpx", "python3-httpx"),
+    ("requests", "python3-requests"),
+];
+
+/// The Python in PATH has the modules that tests need, or Debian's has.
+fn modules() {
+    let has = |python: &str, module: &str| {
         let mut command = Command::new(python);
-        command.args(["-c", "import grpc"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["-c", &format!("import {module}")]).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|s| s.success())
     };
-    if has("python3") || has("/usr/bin/python3") {
+    let all = |python: &str| MODULES.iter().all(|(module, _)| has(python, module));
+    if all("python3") || all("/usr/bin/python3") {
         return;
     }
-    once("grpcio", || apt(&["python3-grpcio"])).unwrap_or_else(|e| say(&format!("no grpcio for Python: {e:#}")));
+    let packages = MODULES.map(|(_, package)| package);
+    once("python-modules", || apt(&packages))
+        .unwrap_or_else(|e| say(&format!("could not install {}: {e:#}", packages.join(", "))));
 }
 
 /// The program of `tests/programs/grpc`, which the tests of grpc-go run: one for each state of its source.
