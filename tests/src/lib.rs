@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod peer;
 pub mod process;
 pub mod rpc;
+pub mod sink;
 pub mod tls;
 
 pub use agent::{Agent, Want};

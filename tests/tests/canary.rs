@@ -3,15 +3,14 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
-    net::TcpStream,
+    io::{Read as _, Seek as _, SeekFrom},
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use apiscope_tests::{Step, agent::binary, listener, play};
+use apiscope_tests::{Step, agent::binary, play, sink};
 
 /// In every canary.
 const MARK: &str = "CaNaRy7";
@@ -70,42 +69,12 @@ type Received = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 /// A collector of OTLP over HTTP that keeps everything as it came; its port.
 fn collector() -> (u16, Received) {
-    let listener = listener("127.0.0.1");
-    let port = listener.local_addr().expect("an address").port();
     let received = Received::default();
     let its = received.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let its = its.clone();
-            std::thread::spawn(move || while take(&stream, &its).is_some() {});
-        }
+    let port = sink::start("application/x-protobuf", "", move |path, body| {
+        its.lock().expect("not poisoned").push((path.to_owned(), body));
     });
     (port, received)
-}
-
-fn take(mut stream: &TcpStream, received: &Received) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let (mut path, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if path.is_empty() {
-            path = line.split(' ').nth(1)?.to_owned();
-        }
-        let line = line.trim_end().to_ascii_lowercase();
-        if let Some(value) = line.strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-        if line.is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    received.lock().expect("not poisoned").push((path, body));
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n").ok()
 }
 
 /// What came to a path, as far as it is text.

@@ -16,7 +16,7 @@ use apiscope::{
 use apiscope_tests::{
     Agent, Want, free_port,
     process::{Guard, Process},
-    program,
+    program, python,
     rpc::{self, Called},
     tls::{certificate, wait_for},
 };

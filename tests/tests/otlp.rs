@@ -3,8 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Arc, Mutex},
@@ -12,7 +10,7 @@ use std::{
 };
 
 use apiscope::exchange::Side;
-use apiscope_tests::{Agent, Step, free_port, listener, play, process::Guard};
+use apiscope_tests::{Agent, Step, free_port, listener, play, process::Guard, sink};
 use serde_json::Value;
 
 /// What the collector handed on.
@@ -26,39 +24,12 @@ fn binary() -> PathBuf {
 
 /// Takes OTLP/JSON over HTTP.
 fn sink() -> (u16, Received) {
-    let listener = listener("127.0.0.1");
-    let port = listener.local_addr().expect("an address").port();
     let received = Received::default();
     let its = received.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let its = its.clone();
-            std::thread::spawn(move || while take(&stream, &its).is_some() {});
-        }
+    let port = sink::start("application/json", "{}", move |_, body| {
+        its.lock().expect("not poisoned").push(serde_json::from_slice(&body).expect("JSON"));
     });
     (port, received)
-}
-
-fn take(mut stream: &TcpStream, received: &Received) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        let line = line.trim_end().to_ascii_lowercase();
-        if let Some(value) = line.strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-        if line.is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    received.lock().expect("not poisoned").push(serde_json::from_slice(&body).ok()?);
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}").ok()
 }
 
 fn collector_with(grpc: u16, http: u16, sink: u16, more: &str) -> Guard {
