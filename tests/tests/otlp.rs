@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write as _,
+    net::TcpStream,
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Arc, Mutex},
