@@ -70,5 +70,32 @@ fn detect(criterion: &mut Criterion) {
     println!("state of the detectors: {:.1} MB {list:?}", total as f64 / 1e6);
 }
 
-criterion_group!(benches, detect);
+/// The route of a path that was seen lately: forty services of fifty endpoints each, ids of thirty objects.
+fn known_path(criterion: &mut Criterion) {
+    let mut routes = Routes::new(&[]);
+    let all: Vec<_> = (0..60_000_u64)
+        .map(|i| {
+            let (endpoint, id) = (i % 2_000, i / 2_000);
+            Exchange {
+                service: format!("service-{}", endpoint % 40).into(),
+                path: Some(format!("/api/v1/resource{}/{}/part", endpoint / 40, 1_000 + id * 7).into()),
+                method: Method::Get,
+                status: 200,
+                auth: Auth::Bearer,
+                principal: Some(format!("{:016x}", i % 60).into()),
+                ..Exchange::default()
+            }
+        })
+        .collect();
+    all.iter().for_each(|x| drop(routes.route(x)));
+    routes.settle();
+    all.iter().for_each(|x| drop(routes.route(x)));
+    let mut group = criterion.benchmark_group("routes");
+    group.throughput(Throughput::Elements(1));
+    let mut next = all.iter().cycle();
+    group.bench_function("known_path", |b| b.iter(|| next.next().map(|x| routes.route(black_box(x)))));
+    group.finish();
+}
+
+criterion_group!(benches, known_path, detect);
 criterion_main!(benches);

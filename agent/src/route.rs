@@ -13,6 +13,13 @@
 //! evidence comes in, so a route may change its name; whoever keeps state by route asks [`Routes::changed`] and
 //! moves it with [`Routes::current`].
 //!
+//! Measured on two virtual cores of an AMD EPYC, with other work beside: a known path 229 ns, of 60,000 paths of 2,000
+//! endpoints taken in turn (`cargo bench -p apiscope --bench detect -- known_path`); no allocation, and below 16 MiB
+//! (`cargo test -p apiscope --test known_path`). On 22 invented APIs of other providers, with 100 kinds of ids: segment
+//! F1 .984, exact .970, grouping .938, inflation 1.00 (p95 2.8), the same under 2,000 requests of a scanner. What
+//! does not come: a closed set of words, each seen often (`/weather/{city}` of 20 cities, `/flags/{name}/{true|false}`):
+//! traffic alone does not tell them from names; a pattern or a document does.
+//!
 //! Deterministic: the same exchanges in the same order give the same routes. Time is what the exchanges say.
 
 use std::{
@@ -37,6 +44,10 @@ use evidence::{Evidence, Witness};
 const MAX_SERVICES: usize = 512;
 /// Most paths per service whose route is remembered; then all are looked up again.
 const MAX_KNOWN: usize = 8_192;
+/// Such paths of all services together, about 100 bytes each: many services get fewer each, [`LEAST_KNOWN`] at least.
+const MAX_KNOWN_ALL: usize = 65_536;
+/// See [`MAX_KNOWN_ALL`].
+const LEAST_KNOWN: usize = 128;
 /// Most callers per service that are told apart.
 const MAX_CALLERS: usize = 1_024;
 /// New words that one caller can bring to a service in an hour; what it sends beyond is counted where it is known.
@@ -129,8 +140,9 @@ impl Routes {
             None => self.add(&exchange.service),
         };
         let Self { services, rest, patterns, changed, .. } = self;
+        let room = (MAX_KNOWN_ALL / services.len().max(1)).clamp(LEAST_KNOWN, MAX_KNOWN);
         let service = services.get_mut(at).unwrap_or(rest);
-        let route = service.route(patterns, exchange, path);
+        let route = service.route(patterns, exchange, path, room);
         if service.is_due() && service.decide() {
             changed.push(service.name.clone());
             return service.route_now(patterns, &exchange.method, path);
@@ -229,7 +241,7 @@ impl Default for Service {
 }
 
 impl Service {
-    fn route(&mut self, patterns: &Patterns, exchange: &Exchange, path: &str) -> Route {
+    fn route(&mut self, patterns: &Patterns, exchange: &Exchange, path: &str, room: usize) -> Route {
         let evident = is_evidence(exchange.status);
         if evident {
             self.answered += 1;
@@ -244,7 +256,7 @@ impl Service {
         let learns = evident && exchange.method != Method::Connect && path.starts_with('/') && !self.name.is_empty();
         let end = learns.then(|| self.learn(exchange, path));
         let route = self.find(patterns, &exchange.method, path, evident);
-        if self.known.len() >= MAX_KNOWN {
+        if self.known.len() >= room {
             self.forget();
         }
         self.known.insert(path.into(), Known { route: route.clone(), end, hits: 0 });

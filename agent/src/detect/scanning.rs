@@ -15,7 +15,7 @@ pub static RULE: Rule = Rule {
     signal: "answers 400, 403, 404, 405 and 501 by source, and distinct endpoints and paths among them",
     algorithm: "in 5 minutes at least 30 distinct paths were not there, and they are at least 80 % of the source's requests",
     source: "128-bit linear counter (Whang et al. 1990)",
-    memory: "32 bytes a source (16,384)",
+    memory: "32 bytes a source (50,000)",
     blind: "scans slower than 30 paths in 5 minutes, or spread over sources; a broken client repeats one path and is no scan",
     settings: &[
         Setting { name: "paths", default: 30.0, about: "distinct paths not found in 5 minutes" },

@@ -22,14 +22,22 @@ const PROBATION: usize = 8;
 pub struct Slots {
     index: FxHashMap<u64, u32>,
     ids: Vec<u64>,
-    visits: Vec<u8>,
-    /// Second of the last visit, and how much there is to lose.
-    last: Vec<(u32, u8)>,
+    /// Beside each other, so that a visit touches one place.
+    state: Vec<State>,
     probation: VecDeque<u32>,
     capacity: usize,
     random: u64,
     /// Identities that had to go.
     pub evicted: u64,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    /// Second of the last visit.
+    last: u32,
+    visits: u8,
+    /// How much there is to lose.
+    weight: u8,
 }
 
 /// Where an identity's state is.
@@ -49,8 +57,7 @@ impl Slots {
         Self {
             index: FxHashMap::default(),
             ids: Vec::new(),
-            visits: Vec::new(),
-            last: Vec::new(),
+            state: Vec::new(),
             probation: VecDeque::new(),
             capacity,
             random: 0x9e37_79b9_7f4a_7c15,
@@ -63,23 +70,21 @@ impl Slots {
     pub fn visit(&mut self, id: u64, now: u64) -> Slot {
         let second = now as u32;
         if let Some(&at) = self.index.get(&id) {
-            let visits = &mut self.visits[at as usize];
-            *visits = visits.saturating_add(1);
-            self.last[at as usize].0 = second;
+            let state = &mut self.state[at as usize];
+            state.visits = state.visits.saturating_add(1);
+            state.last = second;
             return Slot { index: at as usize, fresh: false };
         }
+        let state = State { last: second, visits: 1, weight: 1 };
         let at = if self.ids.len() < self.capacity {
             self.ids.push(id);
-            self.visits.push(1);
-            self.last.push((second, 1));
+            self.state.push(state);
             self.ids.len() - 1
         } else {
             let at = self.victim(second);
             self.index.remove(&self.ids[at]);
             self.evicted += 1;
-            self.ids[at] = id;
-            self.visits[at] = 1;
-            self.last[at] = (second, 1);
+            (self.ids[at], self.state[at]) = (id, state);
             at
         };
         let short = u32::try_from(at).unwrap_or(u32::MAX);
@@ -103,7 +108,7 @@ impl Slots {
     /// Those that are worth keeping over a restart: who came back, or was given weight.
     #[must_use]
     pub fn proven(&self) -> Vec<usize> {
-        (0..self.ids.len()).filter(|&at| self.visits[at] >= PROVEN || self.last[at].1 > 1).collect()
+        (0..self.ids.len()).filter(|&at| self.state[at].visits >= PROVEN || self.state[at].weight > 1).collect()
     }
 
     /// These, packed.
@@ -112,7 +117,8 @@ impl Slots {
         let mut out = Vec::with_capacity(kept.len() * 4);
         for &at in kept {
             keep::long(&mut out, self.ids[at]);
-            out.extend([self.last[at].0, u32::from(self.visits[at]) | u32::from(self.last[at].1) << 8]);
+            let state = self.state[at];
+            out.extend([state.last, u32::from(state.visits) | u32::from(state.weight) << 8]);
         }
         keep::text(&out)
     }
@@ -127,8 +133,7 @@ impl Slots {
             // A number twice would be two slots of which one is never found: nobody's then.
             self.index.insert(id, at);
             self.ids.push(id);
-            self.visits.push(rest as u8);
-            self.last.push((second, ((rest >> 8) as u8).max(1)));
+            self.state.push(State { last: second, visits: rest as u8, weight: ((rest >> 8) as u8).max(1) });
             if (rest as u8) < PROVEN {
                 self.probation.push_back(at);
             }
@@ -138,8 +143,8 @@ impl Slots {
 
     /// How much there is to lose with an identity: 1 without this.
     pub fn weigh(&mut self, at: usize, weight: u8) {
-        if let Some((_, w)) = self.last.get_mut(at) {
-            *w = weight.max(1);
+        if let Some(state) = self.state.get_mut(at) {
+            state.weight = weight.max(1);
         }
     }
 
@@ -149,17 +154,16 @@ impl Slots {
                 // The longest idle of eight joins the queue, with a chance to come back.
                 let sample = [(); 8].map(|()| self.draw());
                 let idle = |at: usize| {
-                    let (last, weight) = self.last[at];
+                    let State { last, weight, .. } = self.state[at];
                     u64::from(now.wrapping_sub(last)) * 65_536 / (u64::from(weight) * u64::from(weight))
                 };
                 let pick = sample.into_iter().max_by_key(|&at| idle(at)).unwrap_or(0);
-                self.visits[pick] = 1;
+                self.state[pick].visits = 1;
                 self.probation.push_back(u32::try_from(pick).unwrap_or(0));
             }
             let Some(oldest) = self.probation.pop_front() else { continue };
-            if self.visits[oldest as usize] < PROVEN
-                && (self.visits[oldest as usize] < 2 || self.last[oldest as usize].1 < 2)
-            {
+            let State { visits, weight, .. } = self.state[oldest as usize];
+            if visits < PROVEN && (visits < 2 || weight < 2) {
                 return oldest as usize;
             }
         }

@@ -18,7 +18,7 @@ pub static RULE: Rule = Rule {
         one in five succeeds; or at a login four times the usual refusals of the endpoint and at least 200, from \
         however many sources",
     source: "thresholds on tumbling windows; distinct credentials by a 64-bit linear counter (Whang et al. 1990)",
-    memory: "24 bytes a source (16,384), 40 an endpoint",
+    memory: "24 bytes a source (50,000), 40 an endpoint",
     blind: "fewer than 30 tries in 5 minutes from one source; logins that answer 200 to wrong passwords",
     settings: &[
         Setting { name: "refusals", default: 30.0, about: "refusals of one source in 5 minutes" },
@@ -116,8 +116,13 @@ impl Detector for Stuffing {
             s.passed += 1;
         }
         let (refused, passed, login) = (f64::from(s.refused), f64::from(s.passed), f64::from(s.login));
-        let used = s.credentials.count_ones();
-        let distinct = if used >= 64 { 64.0 * 64.0_f64.ln() } else { -64.0 * (1.0 - f64::from(used) / 64.0).ln() };
+        // The logarithm is for those alone who were refused enough: most exchanges succeed.
+        let distinct = if refused >= self.refusals {
+            let used = s.credentials.count_ones();
+            if used >= 64 { 64.0 * 64.0_f64.ln() } else { -64.0 * (1.0 - f64::from(used) / 64.0).ln() }
+        } else {
+            0.0
+        };
         let spray = refused >= self.refusals && distinct >= self.credentials && refused > passed;
         let guess = login >= self.login && 4.0 * passed < refused;
         if failed && (spray || guess) && out.wants(&RULE, c.source_anywhere()) {

@@ -15,7 +15,7 @@ use super::world::attacker_id;
 use crate::{
     aggregate::Endpoints,
     config::Config,
-    detect::Engine,
+    detect::{Engine, is_public},
     exchange::{Auth, Exchange, Method, Peer, Side},
     params::{BUCKET_BITS, ParamHasher, Params},
     route::Routes,
@@ -183,12 +183,15 @@ impl super::Background for Recorded {
         let numbers = example.params.list().last().is_some_and(|p| p.bucket.is_some());
         let params = self.hasher.number(object);
         let params = if numbers { params } else { params.opaque() };
+        // From where the others come: who is on the internet where everybody is inside is found by that alone.
+        let network = if is_public(&example.x.client) { [203, 0] } else { [10, 203] };
+        let client = [network[0], network[1], (who >> 8) as u8, who as u8];
         let x = Exchange {
             ts: (now * S) as u64,
             status: 200,
             auth: if example.x.auth == Auth::None { Auth::Bearer } else { example.x.auth },
             principal: Some(format!("{:016x}", attacker_id(who)).into()),
-            client: Peer::Ip(([203, 0, (who >> 8) as u8, who as u8], 50_000).into()),
+            client: Peer::Ip((client, 50_000).into()),
             ..example.x.clone()
         };
         engine.observe(&x, self.target, &example.route.clone(), &params);

@@ -127,7 +127,9 @@ fn take(engine: &mut Engine, attack: &Attack, target: usize, begin: f64, now: f6
         let ours = now >= begin
             && engine.endpoint(target).is_some_and(|e| *e.route == *finding.route)
             && finding.principal.as_deref().is_none_or(attackers);
-        if ours && !outcome.detected {
+        // That somebody's token comes over plaintext, or from elsewhere, does not say that records are read.
+        let said = finding.records_exposed.is_some();
+        if ours && said && !outcome.detected {
             outcome.detected = true;
             outcome.detector = Some(finding.rule.clone());
             outcome.time_to_detect_s = Some(now - begin);
