@@ -8,7 +8,7 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use agent_ebpf::{CARRY, Count, DATA_LIMIT, Flag, HEAD_LIMIT, Kind, PIPELINE, STEPS, WINDOW};
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_probe_read_user};
 
 use crate::{
     body, conn, emit,
@@ -305,8 +305,13 @@ pub fn next_buffer(work: &mut Work) -> bool {
         return false;
     }
     // `pointer` and `length` are a `struct iovec`.
-    // SAFETY: 16 bytes of this CPU's slot; the helper checks the address.
-    if unsafe { bpf_probe_read_user((&raw mut work.pointer).cast(), 16, work.vector as *const _) } != 0 {
+    let (to, from) = ((&raw mut work.pointer).cast(), work.vector as *const _);
+    // SAFETY: 16 bytes of this CPU's slot; the helpers check the address, which is the programs' own where it is one of
+    // the kernel.
+    let failed = unsafe {
+        if work.copied != 0 { bpf_probe_read_kernel(to, 16, from) } else { bpf_probe_read_user(to, 16, from) }
+    };
+    if failed != 0 {
         emit::count(Count::UNREADABLE);
         work.length = 0;
         work.readable = 0;

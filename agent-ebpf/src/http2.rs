@@ -787,7 +787,7 @@ fn release(connection: &mut Connection, direction: usize, stream: u32) {
 /// frames must follow each other, or one must end where the buffer ends.
 #[inline(always)]
 fn seek(work: &mut Work, known: bool) -> bool {
-    if work.readable == 0 {
+    if work.readable == 0 || work.skip != 0 {
         return false;
     }
     if work.length == 0 && !next_buffer(work) {
@@ -847,7 +847,7 @@ pub fn missing(work: &mut Work, connection: &mut Connection, missed: u64) {
 
 /// The position in the frames is lost: found again where a system call begins with them.
 #[inline(always)]
-fn lose(connection: &mut Connection, direction: usize) {
+pub fn lose(connection: &mut Connection, direction: usize) {
     let sure = (connection.directions[0].bits | connection.directions[1].bits) & SURE != 0;
     connection.strikes += 1;
     if connection.strikes >= STRIKES || !sure {

@@ -172,6 +172,10 @@ impl Op {
     pub const GO_RECORD: u64 = 22;
     /// As `WRITE_ANY`, with an array of buffers and their number (`PRIOVec`: a pointer and 32 bits of length).
     pub const WRITEV_ANY: u64 = 23;
+    /// rustls's `MessageDecrypter::decrypt`.
+    pub const RUSTLS: u64 = 24;
+    /// rustls's `MessageEncrypter::encrypt`.
+    pub const RUSTLS_ENCRYPT: u64 = 25;
 }
 
 /// Places for connections that the agent leaves out; a power of two.
@@ -330,6 +334,8 @@ impl Count {
     pub const TLS_UNREAD_BYTES: u32 = 21;
     /// Times that bytes went by unseen between two messages of a connection.
     pub const MISSED: u32 = 22;
+    /// Records of rustls whose plaintext was not seen on connections that are read.
+    pub const TLS_MISSED: u32 = 23;
     /// Number of counters.
     pub const LEN: u32 = 32;
 }

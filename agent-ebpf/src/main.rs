@@ -3,7 +3,7 @@
 #![no_main]
 // Atomic operations that return what was there: the library offers none for this target, its compiler does.
 #![feature(core_intrinsics)]
-#![allow(internal_features, reason = "see above; one use, in `tls`")]
+#![allow(internal_features, reason = "see above; one use, in `runs`")]
 // Loads from the context at an offset that the compiler leaves alone: see `registers`.
 #![feature(asm_experimental_arch)]
 #![allow(clippy::cast_possible_truncation, reason = "the target has 64-bit words; narrowing is what the ABI asks for")]
@@ -21,7 +21,10 @@ mod kprobe;
 mod maps;
 mod once;
 mod registers;
+mod runs;
+mod rustls;
 mod socket;
+mod storage;
 mod tls;
 mod whole;
 

@@ -232,6 +232,8 @@ pub struct Work {
     /// Buffers to come, an array of `struct iovec`: the layout of `msg_iov` and `msg_iovlen`.
     pub vector: u64,
     pub vectors: u64,
+    /// 1 where that array is a copy in the kernel.
+    pub copied: u64,
     /// 1 while the bytes can be read, 0 when only their number is known.
     pub readable: u64,
     /// Time of the last byte, and of the first where the call moved them one after the other.

@@ -16,7 +16,7 @@ use crate::{
     http1::{self, mode},
     kernel::{self, Buffer},
     maps::{CLOSED, Connection, FRESH, OPENED, QUIET, RESET, UNSURE, WORK},
-    tls,
+    rustls, tls,
 };
 
 const MSG_OOB: i32 = 1;
@@ -47,6 +47,8 @@ pub fn sock_recv(ctx: BtfTracePointContext) -> i32 {
 pub fn sent(sock: u64, ret: i32) {
     if ret > 0 {
         transfer(sock, ret as u64, 1, READABLE);
+    } else if rustls::is_used() {
+        rustls::waits();
     }
 }
 
@@ -83,19 +85,26 @@ fn transfer(sock: u64, bytes: u64, direction: u64, how: u64) {
     }
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    if connection.tls != 0 {
+    let mut is_tls = connection.tls != 0;
+    if is_tls {
         tls_carries(connection, bytes, direction, readable, now);
+    } else if connection.state & OPENED == 0 || connection.directions[0].mode == mode::TUNNEL {
+        is_tls = tls_begins(sock, connection, bytes, direction << 1 | u64::from(readable), now);
+    }
+    if is_tls {
+        // Called from here, since the longest chain of calls has no room for one more.
+        if rustls_carries(connection.tls, bytes, direction << 1 | u64::from(readable), now)
+            && let (Some(work), Some(plaintext)) = (WORK.get_ptr_mut(1), tls::plaintext(connection.tls))
+        {
+            // SAFETY: this CPU's own slot.
+            http1::feed(unsafe { &mut *work }, plaintext, 1);
+        }
         return;
     }
     let Some(work) = WORK.get_ptr_mut(direction as u32) else { return };
     // SAFETY: this CPU's own slot; send and receive have one each.
     let work = unsafe { &mut *work };
     work.pid = bpf_get_current_pid_tgid() >> 32;
-    if connection.state & OPENED == 0 || connection.directions[0].mode == mode::TUNNEL {
-        if tls_begins(sock, connection, bytes, direction << 1 | u64::from(readable), now) {
-            return;
-        }
-    }
     if !conn::is_wanted(work.pid as u32, connection, || kernel::ports(sock)) {
         connection.state |= QUIET;
         return;
@@ -116,6 +125,7 @@ fn transfer(sock: u64, bytes: u64, direction: u64, how: u64) {
     http1::set(&raw mut work.length, 0);
     http1::set(&raw mut work.skip, 0);
     work.readable = 1;
+    work.copied = 0;
     if readable {
         match kernel::buffer() {
             Buffer::Flat(pointer) => {
@@ -182,6 +192,12 @@ fn tls_carries(connection: &mut Connection, bytes: u64, direction: u64, readable
 #[inline(never)]
 fn tls_begins(sock: u64, connection: &mut Connection, bytes: u64, how: u64, now: u64) -> bool {
     tls::begins(sock, connection, bytes, how >> 1, how & 1 != 0, now)
+}
+
+/// [`rustls::carried`]: true when what waited for it is to be read, with a stack of its own.
+#[inline(never)]
+fn rustls_carries(id: u64, bytes: u64, how: u64, now: u64) -> bool {
+    rustls::is_used() && rustls::carried(id, bytes, how) && rustls::prepare(id, now)
 }
 
 /// A call without a buffer moved bytes: a message that begins with them cannot be seen.

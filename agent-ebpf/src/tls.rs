@@ -14,12 +14,10 @@
 //!
 //! What has to do with a socket is freed with it, so that only sessions without one can be left behind.
 
-use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or};
-
 use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Tier, WITHOUT_SOCKET};
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
         generated::{self, bpf_probe_read_kernel, bpf_probe_read_user},
@@ -32,8 +30,11 @@ use crate::{
     conn, emit, go,
     http1::{self, mode},
     kernel::{self, Buffer},
-    maps::{CLIENT, CLOSED, Connection, FRESH, OPENED, QUIET, SERVER, TLS_RUNS, WORK, Work, setting},
+    maps::{CLIENT, CLOSED, Connection, FRESH, OPENED, QUIET, SERVER, WORK, Work, setting},
     registers::{argument, keep_stack, returned, stack},
+    runs::{claim, release},
+    rustls,
+    storage::TaskStorage,
 };
 
 /// Most TLS connections at once.
@@ -46,7 +47,7 @@ const SESSIONS_LEN: usize = 16_384;
 /// The plaintext of a TLS connection.
 #[repr(C)]
 pub struct Plain {
-    connection: Connection,
+    pub connection: Connection,
     open: Open,
     /// Start of the ServerHello message.
     hello: [u8; HELLO],
@@ -57,16 +58,28 @@ pub struct Plain {
     /// Last receive and send on the socket, ns.
     times: [u64; 2],
     /// A [`Tier`]; 0 until a session was found.
-    tier: u8,
+    pub tier: u8,
     /// The other end sends no more.
     eof: u8,
     /// What it was counted as: 0 while that is open, [`READ`], [`LEFT_OUT`].
     counted: u8,
     /// A write is under way that counts when it returns.
     writing: u8,
-    pad: [u8; 4],
+    /// By direction: what came before the next bytes was missed. See `rustls`.
+    pub missed: [u8; 2],
+    pad: [u8; 2],
     /// The session that it is bound to, where that uses its socket itself.
     owner: Session,
+    /// By direction: rustls's object that has the keys.
+    pub keys: [Keys; 2],
+}
+
+/// An object that protects the records of one direction, and the number of its next one.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Keys {
+    pub object: u64,
+    pub next: u64,
 }
 
 /// Identity of a handshake at one end.
@@ -105,7 +118,7 @@ pub struct Call {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Transfer {
-    layout: u64,
+    pub layout: u64,
     pub session: u64,
     pub buffer: u64,
     pub size: u64,
@@ -116,27 +129,9 @@ pub struct Transfer {
     pub last: [u64; 2],
 }
 
-/// `BPF_MAP_TYPE_TASK_STORAGE`, which aya has no type for.
-#[repr(C)]
-pub struct TaskStorage<T> {
-    r#type: *const [i32; 29],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; NO_PREALLOC],
-}
-// SAFETY: the pointers carry types for the loader and are never followed.
-unsafe impl<T> Sync for TaskStorage<T> {}
-
 /// The call that a thread is in.
 #[btf_map]
-pub static TLS_THREADS: TaskStorage<Call> = TaskStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
+pub static TLS_THREADS: TaskStorage<Call> = TaskStorage::new();
 
 /// Plaintext by key, which is the connection's number.
 #[btf_map]
@@ -157,10 +152,6 @@ pub static HELLOS: HashMap<HelloKey, u64, CONNECTIONS, NO_PREALLOC> = HashMap::n
 /// By library.
 #[btf_map]
 pub static LAYOUTS: Array<Layout, LAYOUTS_LEN, 0> = Array::new();
-
-/// [0]: bits of the runs of this CPU that are under way.
-#[btf_map]
-pub static RUNS: PerCpuArray<u64, 1, 0> = PerCpuArray::new();
 
 /// [`Connection::stage`]: the header of the ClientHello's record was seen, its body comes.
 const CLIENT_BODY: u32 = 1;
@@ -401,21 +392,12 @@ fn under_way() -> Option<*mut Call> {
 /// Storage of the current thread.
 #[inline(always)]
 fn call(create: bool) -> Option<*mut Call> {
-    // SAFETY: helpers without preconditions; the task is the current one.
-    let found = unsafe {
-        generated::bpf_task_storage_get(
-            (&raw const TLS_THREADS).cast_mut().cast(),
-            generated::bpf_get_current_task_btf() as *mut _,
-            core::ptr::null_mut(),
-            u64::from(create),
-        )
-    };
-    if found.is_null() { None } else { Some(found.cast()) }
+    TLS_THREADS.get(create)
 }
 
 /// Address and length of the first buffer of the system call that moved `bytes`.
 #[inline(always)]
-fn first_buffer(bytes: u64) -> (u64, u64) {
+pub fn first_buffer(bytes: u64) -> (u64, u64) {
     let mut vector = match kernel::buffer() {
         Buffer::Flat(pointer) => return (pointer, bytes),
         Buffer::Vector(vector, _) => vector,
@@ -497,7 +479,8 @@ pub fn forget(connection: &mut Connection) {
     } else {
         let [received, sent] = &connection.directions;
         // One that never said anything is not unread.
-        let read = plain.counted == READ || connection.stage & TRACED != 0;
+        let found = plain.tier == Tier::CIPHERTEXT || connection.stage & TRACED != 0;
+        let read = plain.counted == READ || found;
         if !read {
             emit::count(Count::TLS_UNREAD);
             emit::add(Count::TLS_UNREAD_BYTES, received.message + sent.message);
@@ -665,25 +648,19 @@ pub fn deliver(transfer: &mut Transfer, op: u64, bytes: u64, direction: u64) {
     let mut id = transfer.plain;
     let owner = Session { tgid: pid, address: transfer.session };
     // What nearly every call is needs no look for the session.
-    // SAFETY: map memory.
-    let found = PLAIN.get_ptr_mut(&id).filter(|plain| unsafe { (**plain).owner } == owner).or_else(|| {
-        id = resolve(transfer, op, direction, pid, now);
+    let found = if op == Op::RUSTLS {
         PLAIN.get_ptr_mut(&id)
-    });
+    } else {
+        // SAFETY: map memory.
+        PLAIN.get_ptr_mut(&id).filter(|plain| unsafe { (**plain).owner } == owner).or_else(|| {
+            id = resolve(transfer, op, direction, pid, now);
+            PLAIN.get_ptr_mut(&id)
+        })
+    };
     let Some(plain) = found else { return };
     // SAFETY: map memory of this connection; see `socket::transfer` on writers.
     let plain = unsafe { &mut *plain };
-    if plain.connection.state & (QUIET | CLOSED) != 0 {
-        return;
-    }
-    let open = (plain.open.local_port, plain.open.remote_port);
-    let wanted = conn::is_wanted(pid as u32, &mut plain.connection, || open);
-    if plain.counted == 0 && plain.tier != Tier::NONE {
-        plain.counted = if wanted { READ } else { LEFT_OUT };
-        emit::count(if wanted { Count::TLS_READ } else { Count::TLS_LEFT_OUT });
-    }
-    if !wanted {
-        plain.connection.state |= QUIET;
+    if !admit(plain, pid) {
         return;
     }
     let i = usize::from(direction != 0);
@@ -700,31 +677,60 @@ pub fn deliver(transfer: &mut Transfer, op: u64, bytes: u64, direction: u64) {
     let Some((work, run)) = claim() else { return };
     // SAFETY: claimed.
     let work = unsafe { &mut *work };
+    fill(work, id, bytes, direction);
     work.pid = pid;
     work.now = now;
     work.began = first;
+    work.pointer = transfer.buffer;
+    work.length = bytes;
+    if op == Op::SENDFILE {
+        work.length = 0;
+        work.readable = 0;
+    }
+    if op == Op::WRITEV_ANY || (op == Op::RUSTLS && direction != 0) {
+        work.length = 0;
+        work.vector = transfer.buffer;
+        work.vectors = transfer.size & u64::from(u32::MAX);
+    }
+    if op == Op::RUSTLS {
+        work.skip = transfer.layout;
+        rustls::mend(plain, work, i);
+    }
+    http1::feed(work, &mut plain.connection, direction);
+    plain.connection.directions[i].last_ts = now;
+    release(run);
+}
+
+/// Is the plaintext of this connection wanted? What it is counted as is decided once. With a stack of its own.
+#[inline(never)]
+pub fn admit(plain: &mut Plain, pid: u64) -> bool {
+    if plain.connection.state & (QUIET | CLOSED) != 0 {
+        return false;
+    }
+    let open = (plain.open.local_port, plain.open.remote_port);
+    let wanted = conn::is_wanted(pid as u32, &mut plain.connection, || open);
+    if plain.counted == 0 && plain.tier != Tier::NONE {
+        plain.counted = if wanted { READ } else { LEFT_OUT };
+        emit::count(if wanted { Count::TLS_READ } else { Count::TLS_LEFT_OUT });
+    }
+    if !wanted {
+        plain.connection.state |= QUIET;
+    }
+    wanted
+}
+
+/// Work on `bytes` of the plaintext `id`, but for where they are, whose and when.
+#[inline(always)]
+pub fn fill(work: &mut Work, id: u64, bytes: u64, direction: u64) {
     work.sock = 0;
     work.tls = id;
     work.direction = direction;
     work.left = bytes;
     work.filled = 0;
     work.vectors = 0;
+    work.copied = 0;
     work.skip = 0;
-    work.pointer = transfer.buffer;
-    work.length = bytes;
     work.readable = 1;
-    if op == Op::SENDFILE {
-        work.length = 0;
-        work.readable = 0;
-    }
-    if op == Op::WRITEV_ANY {
-        work.length = 0;
-        work.vector = transfer.buffer;
-        work.vectors = transfer.size & u64::from(u32::MAX);
-    }
-    http1::feed(work, &mut plain.connection, direction);
-    plain.connection.directions[i].last_ts = now;
-    release(run);
 }
 
 /// A read found the end.
@@ -734,7 +740,13 @@ pub fn ended(transfer: &Transfer, op: u64) {
     let session = Session { tgid: pid, address: transfer.session };
     let Some(id) = SESSIONS.get_ptr(&session) else { return };
     // SAFETY: map memory.
-    let Some(plain) = PLAIN.get_ptr_mut(unsafe { &*id }) else { return };
+    end(unsafe { *id }, op, pid);
+}
+
+/// The other end of the plaintext `id` sends no more.
+#[inline(always)]
+pub fn end(id: u64, op: u64, pid: u64) {
+    let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
     // SAFETY: map memory of this connection.
     let plain = unsafe { &mut *plain };
     // The `_EX` kinds say 0 for "not now" too.
@@ -869,31 +881,6 @@ fn by_random(transfer: &Transfer, direction: u64, pid: u64) -> Option<u64> {
             Some(if (direction == 0) == response { client } else { server })
         }
         (one, other) => one.or(other),
-    }
-}
-
-/// Takes memory of this CPU that no run put aside is using.
-#[inline(always)]
-fn claim() -> Option<(*mut Work, u64)> {
-    let runs = RUNS.get_ptr_mut(0)?;
-    let mut i = 0;
-    while i < u64::from(TLS_RUNS) {
-        // SAFETY: this CPU's word; runs of this CPU come between each other at any place.
-        let before = unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(runs, 1 << i) };
-        if before & (1 << i) == 0 {
-            return WORK.get_ptr_mut(3 + i as u32).map(|work| (work, i));
-        }
-        i += 1;
-    }
-    emit::count(Count::TLS_BUSY);
-    None
-}
-
-#[inline(always)]
-fn release(run: u64) {
-    if let Some(runs) = RUNS.get_ptr_mut(0) {
-        // SAFETY: as in `claim`.
-        unsafe { atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(runs, !(1 << run)) };
     }
 }
 

@@ -48,7 +48,7 @@ const ED: u64 = u64::from_le_bytes(*b"ed\0\0\0\0\0\0");
 pub fn feed(work: &mut Work, connection: &mut Connection, direction: u64) -> bool {
     let at = usize::from(direction != 0);
     if connection.directions[at].mode == mode::START {
-        if work.readable == 0 || !head(work, connection, at) {
+        if work.readable == 0 || work.skip != 0 || !head(work, connection, at) {
             return false;
         }
         if work.left == 0 || connection.state & QUIET != 0 {

@@ -245,14 +245,16 @@ impl Report {
                 (!on).then_some("sysctl net.core.bpf_jit_enable=1"),
             );
         }
-        if let Some(TlsOffer { libraries, go, by_perf }) = &facts.tls {
+        if let Some(TlsOffer { libraries, go, rustls, by_perf }) = &facts.tls {
             let read = if *by_perf {
                 format!("read, by perf's uprobes: {}", crate::probe::uprobe::NO_MULTI)
             } else {
                 "read".into()
             };
             const REMEDY: &str = "its connections are counted as unread; plaintext is captured all the same";
-            for (name, offer) in [("TLS of libraries", libraries), ("TLS of Go programs", go)] {
+            for (name, offer) in
+                [("TLS of libraries", libraries), ("TLS of Go programs", go), ("TLS of rustls", rustls)]
+            {
                 match offer {
                     Ok(()) => check(name, true, read.clone(), None),
                     Err(lack) => check(name, false, lack.lines().next().unwrap_or_default().into(), Some(REMEDY)),
@@ -346,7 +348,7 @@ mod tests {
             capabilities: u64::MAX,
             types: Ok(()),
             doors: probe::Door::ALL.map(|door| (door, Ok(()))).into(),
-            tls: Some(TlsOffer { libraries: Ok(()), go: Ok(()), by_perf: false }),
+            tls: Some(TlsOffer { libraries: Ok(()), go: Ok(()), rustls: Ok(()), by_perf: false }),
             offsets: Ok(()),
             has_loops: Some(true),
             lockdown: None,

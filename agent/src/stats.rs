@@ -47,6 +47,8 @@ counters! {
         ReturnMissed => "return_missed",
         /// Plaintext of TLS that found no room on the kernel side.
         TlsBusy => "tls_no_room",
+        /// Plaintext of rustls that was gone before its connection was known.
+        TlsMissed => "tls_missed",
         /// Records that the agent could not make sense of.
         BadRecord => "bad_record",
         /// The user-side connection table was full.

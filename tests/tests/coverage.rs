@@ -1,23 +1,18 @@
 //! Whose TLS is read and whose is not: the agent's account of processes and connections is held against what was done.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use apiscope::coverage::{Library, Process, Reason};
 use apiscope_tests::{
-    Agent, free_port, listener, program,
+    Agent, free_port,
+    process::Guard,
+    program, ready,
     tls::{certificate, wait_for},
-};
-use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 
 /// The agent's account of a process, once it satisfies `is_settled`.
@@ -41,74 +36,62 @@ fn folder(name: &str) -> std::path::PathBuf {
     folder
 }
 
-/// Requests from a client with rustls to a server with rustls, both in this process, one a connection.
-fn talk_by_rustls(folder: &Path, count: usize) {
-    let chain: Vec<_> = CertificateDer::pem_file_iter(folder.join("cert.pem"))
-        .expect("a certificate")
-        .map(|c| c.expect("a certificate"))
-        .collect();
-    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).expect("a key");
-    let mut roots = RootCertStore::empty();
-    roots.add(chain[0].clone()).expect("a root");
-    let provider = Arc::new(ring::default_provider());
-    let server = Arc::new(
-        ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a key of the certificate"),
-    );
-    let client = Arc::new(
-        ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth(),
-    );
-    let listener = listener("127.0.0.1");
-    let address = listener.local_addr().expect("an address");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..count {
-                let (socket, _) = listener.accept().expect("a client");
-                let session = ServerConnection::new(server.clone()).expect("a session");
-                let mut stream = StreamOwned::new(session, socket);
-                let mut request = [0; 256];
-                assert!(stream.read(&mut request).expect("a request") > 0);
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").expect("taken");
-                stream.conn.send_close_notify();
-                let _ = stream.flush();
-            }
-        });
-        for _ in 0..count {
-            let name = ServerName::try_from("localhost").expect("a name");
-            let session = ClientConnection::new(client.clone(), name).expect("a session");
-            let mut stream = StreamOwned::new(session, TcpStream::connect(address).expect("listens"));
-            stream.write_all(b"GET /rustls HTTP/1.1\r\nHost: x\r\n\r\n").expect("taken");
-            let mut answer = Vec::new();
-            // Some servers close without saying so first.
-            let _ = stream.read_to_end(&mut answer);
-            assert!(answer.ends_with(b"hello"));
-        }
-    });
+/// A program with rustls that talked twenty times to itself, and is still there.
+fn talked(program: &Path, folder: &Path) -> Guard {
+    let mut child = Command::new(program)
+        .arg(folder)
+        .arg("20")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program with rustls starts");
+    ready(&mut child);
+    Guard(child)
 }
+
+const RUSTLS: &str = env!("CARGO_BIN_EXE_apiscope-rustls");
 
 #[test]
 fn what_is_not_read_is_counted_and_named() {
     let agent = Agent::shared();
-    let folder = folder("rustls");
+    let folder = folder("stripped");
     let before = agent.snapshot().expect("the agent answers").totals;
-    talk_by_rustls(&folder, 20);
-    let own = account(agent, std::process::id(), |p| p.connections.unread >= 40 && !p.libraries.is_empty());
+    // Without its table of sections a file has no symbols.
+    let mut content = std::fs::read(RUSTLS).expect("built");
+    content[0x28..0x30].fill(0);
+    content[0x3a..0x40].fill(0);
+    let stripped = folder.join("stripped");
+    std::fs::write(&stripped, content).expect("a file");
+    std::fs::set_permissions(&stripped, std::fs::Permissions::from_mode(0o755)).expect("a file");
+    let child = talked(&stripped, &folder);
+    let own = account(agent, child.id(), |p| p.connections.unread >= 40 && !p.libraries.is_empty());
     assert_eq!((own.connections.read, own.connections.unread), (0, 40), "both ends of twenty connections");
     // A handshake alone has a certificate of some hundred bytes.
     assert!(own.connections.unread_bytes > 40 * 1000, "{own:?}");
-    assert!(!own.covered && own.reason() == Some(Reason::Unsupported), "{own:?}");
+    assert!(!own.covered && own.reason() == Some(Reason::Stripped), "{own:?}");
     assert_eq!(own.libraries[0].library, Library::Rustls);
     assert!(own.libraries[0].version.as_deref().is_some_and(|v| v.starts_with("0.23.")), "{own:?}");
     let totals = agent.snapshot().expect("the agent answers").totals;
     assert!(totals.unread["tls"] >= before.unread["tls"] + 40);
+    drop(child);
+    std::fs::remove_dir_all(folder).expect("removable");
+}
+
+#[test]
+fn rustls_is_read_and_named() {
+    let agent = Agent::shared();
+    let folder = folder("rustls");
+    // One that is new to the agent may have talked before it was found.
+    let first = talked(RUSTLS.as_ref(), &folder);
+    account(agent, first.id(), |p| !p.libraries.is_empty());
+    drop(first);
+    let child = talked(RUSTLS.as_ref(), &folder);
+    let own = account(agent, child.id(), |p| p.connections.read + p.connections.unread >= 40);
+    assert_eq!((own.connections.read, own.connections.unread), (40, 0), "both ends of twenty connections");
+    assert!(own.covered && own.libraries.len() == 1, "{own:?}");
+    assert_eq!(own.libraries[0].library, Library::Rustls);
+    assert!(own.libraries[0].version.as_deref().is_some_and(|v| v.starts_with("0.23.")), "{own:?}");
+    drop(child);
     std::fs::remove_dir_all(folder).expect("removable");
 }
 

@@ -78,7 +78,7 @@ impl Drop for Nginx {
     }
 }
 
-/// A client with rustls, which no agent reads: what it sees is what the server's end made.
+/// A client with rustls, in this process: what it sees is what the server's end made.
 fn client(folder: &std::path::Path, port: u16) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.join("cert.pem")).expect("a certificate")).expect("a root");

@@ -12,6 +12,8 @@ use object::{
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _},
 };
 
+use super::rustls::{self, Protectors};
+
 /// Most bytes of a symbol table, and of its names, that are looked through: a browser's are below.
 pub const MAX_SYMBOL_BYTES: u64 = 256 << 20;
 /// Bytes of a function's start that [`Elf::code`] reads.
@@ -48,6 +50,8 @@ pub struct Function {
 pub struct Symbols {
     /// By the names that were asked for.
     pub functions: HashMap<&'static str, Function>,
+    /// Those of rustls that protect records.
+    pub protectors: Protectors,
     /// The file has a symbol table besides the one for dynamic linking.
     pub has_table: bool,
     /// Compiled by Go.
@@ -105,15 +109,24 @@ impl<R: ReadCacheOps> Elf<R> {
             }
             let table = section.data_as_array::<object::elf::Sym64<Endianness>, _>(endian, data)?;
             let names = strings.data(endian, data)?;
+            let has_rustls = rustls::are_in(names);
             for symbol in table {
                 if symbol.st_shndx(endian) == object::elf::SHN_UNDEF {
                     continue;
                 }
                 let Some(rest) = names.get(symbol.st_name(endian) as usize..) else { continue };
                 let Some(end) = memchr::memchr(0, &rest[..rest.len().min(MAX_NAME)]) else { continue };
-                let Some(name) = by_name.get(&rest[..end]) else { continue };
-                if let Some(offset) = offset_of(symbol.st_value(endian)) {
+                let protects = if has_rustls { rustls::protects(&rest[..end]) } else { None };
+                let name = by_name.get(&rest[..end]);
+                if name.is_none() && protects.is_none() {
+                    continue;
+                }
+                let Some(offset) = offset_of(symbol.st_value(endian)) else { continue };
+                if let Some(name) = name {
                     found.functions.entry(name).or_insert(Function { offset, size: symbol.st_size(endian) });
+                }
+                if let Some(protects) = protects {
+                    found.protectors.add(protects, offset);
                 }
             }
         }
@@ -129,7 +142,7 @@ impl<R: ReadCacheOps> Elf<R> {
 }
 
 /// Longest name of interest, bytes.
-const MAX_NAME: usize = 256;
+const MAX_NAME: usize = 512;
 
 const fn machine() -> u16 {
     if cfg!(target_arch = "aarch64") { object::elf::EM_AARCH64 } else { object::elf::EM_X86_64 }

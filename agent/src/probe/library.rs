@@ -11,39 +11,37 @@
 //! shared library (Tomcat's native connector) is read like any other program.
 //!
 //! # rustls
-//! It is reported by the path of its sources, which panics leave in the text, stripped or not, and not read: what a
-//! program reads comes out of it in four ways (`Reader`'s `read`, `read_buf`, `fill_buf` with `consume`,
-//! `into_first_chunk`), which optimised programs have inlined at their callers. In the release build of this very agent
-//! (rustls 0.23.46, tokio-rustls 0.26.6, symbols kept) no method of `Reader` is left and no `take_received_plaintext`,
-//! while the writing half is (`ConnectionCommon` as `PlaintextSink`: `write`, and `write_vectored` twice). A build
-//! without optimisation has all of them. Probes by these symbols would read such a program's answers without their
-//! requests, and which program is which cannot be told from its symbols: one that lacks `read` may never call it.
-//!
-//! There is a way that is not built yet. Records are protected through trait objects, so that `<... as
+//! What a program reads comes out of rustls in four ways (`Reader`'s `read`, `read_buf`, `fill_buf` with `consume`,
+//! `into_first_chunk`), which optimised programs have inlined at their callers: no method of `Reader` is left in a
+//! release build of this very agent. But records are protected through trait objects, so that `<... as
 //! MessageDecrypter>::decrypt` and `<... as MessageEncrypter>::encrypt` are called, never inlined, and keep their
-//! symbols. Three builds of a hyper server (rustls 0.23.46, tokio-rustls 0.26.6, rustc 1.95, x86_64) have all of them:
-//! with ring in release and with fat LTO and one codegen unit, with aws-lc-rs at `opt-level=s` with `v0` mangling.
-//! Looked at with a debugger, asked by curl with TLS 1.2 (AES-GCM; ChaCha20 in the latter two) and 1.3, HTTP/1.1 and
-//! HTTP/2, and 4 MB of upload: 803 records read and 87 written, without an exception:
+//! symbols, in whatever provider: with ring in release and with fat LTO and one codegen unit, with aws-lc-rs at
+//! `opt-level=s` with `v0` mangling (rustls 0.23.46, rustc 1.95). These two are probed (`agent-ebpf/src/rustls.rs`).
+//!
+//! What the probes know, of x86_64, looked at with a debugger in 803 records read and 87 written, by TLS 1.2 (AES-GCM,
+//! ChaCha20) and 1.3:
 //! - The registers are result, object, message, sequence number.
 //! - A message to decrypt begins with the payload's pointer and length. The five bytes before the payload are its
-//!   record's header, which verifies both. Its end was within what the thread's last receive had got, and its last 16
-//!   bytes, the tag, are left alone by the call: enough to find the socket by ciphertext for each record by itself.
-//! - A decrypted message has the plaintext's pointer, which is in the payload, and its length in words 1 and 2. With
-//!   TLS 1.3 the byte behind it is its type; with 1.2 the header has that.
+//!   record's header, which verifies both for each record.
+//! - A decrypted message has the plaintext's pointer, which is in the payload, and its length in words 1 and 2, and its
+//!   type, numbered in the order of declaration, in the byte at 24.
 //! - A message to encrypt begins with 0, pointer, length; or with an array of such pairs, their number, start and end.
-//!   Its type is the byte at 32, numbered in the order of their declaration: so is the byte at 20 of one to decrypt,
-//!   where the header tells what it should be. Words 2 and 3 of the result are the ciphertext's pointer and length,
-//!   which is the plaintext's and the cipher's overhead.
+//!   Its type is the byte at 32. Words 2 and 3 of the result are the ciphertext's pointer and length, which is the
+//!   plaintext's with header and overhead, or nothing is read.
 //!
-//! What is hard: the socket of what is encrypted is known when it is sent, which is later. An object's address tells
-//! nothing by itself: three of seven keys had the same one, of connections one after the other. The sequence number
-//! does, as a new key begins with 0. And the first record of a key may be an answer (a server of TLS 1.3 whose clients
-//! take no tickets), so that it must wait for its send. Of 194 records with and without tickets all were found in the
-//! next `writev` of their thread, by pointer, length and tag, at index 0 to 3; the plaintext of the 182 that were
-//! application data was still there, the array of pairs was overwritten for 116 of them and has to be copied.
-//! Not looked at: arm64, other versions (0.22 and older own the payload, so that no header is before it), other
-//! compilers, a sender that has to wait or is another thread.
+//! The objects have no connection that could be seen. The socket is found by the ciphertext: of what is decrypted in the
+//! thread's last receive, of what is encrypted in its next send. Until then the plaintext of the first records of a key
+//! waits where it is (a server of TLS 1.3 whose clients take no tickets begins with an answer); after that the number
+//! of each record says that it is the same key, and what is encrypted counts before it is sent.
+//!
+//! Limits:
+//! - 0.23 alone, by the path of its sources, which panics leave in the text: 0.22 and older own the payload, so that no
+//!   header is before it. A program whose path has no version (a vendored one) is reported as of an unknown version, a
+//!   stripped one as stripped, any on arm64 as unsupported: nobody looked there.
+//! - A return is probed, with what that means for confined processes (`confined.rs`).
+//! - A first record of a key that is not sent by the thread that encrypted it, before anything else of rustls there, is
+//!   missed, with the bytes before the next one that is; so is one of more than 32 slices. Counted (`tls_missed`).
+//! - Of a program that was there before the agent connections are read from the next record on, as everywhere.
 //!
 //! # kTLS
 //! A socket that began with TLS carries ciphertext for good, whoever encrypts it: with kTLS the library hands plaintext
@@ -52,7 +50,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 
-use super::elf::Symbols;
+use super::{elf::Symbols, rustls};
 use crate::coverage::{Found, Library, Reason};
 
 /// Most bytes of a file that are searched for texts.
@@ -119,7 +117,8 @@ pub fn not_read(path: &Path, reason: Reason) -> Option<Found> {
 #[must_use]
 pub fn by_text(file: &File) -> Option<Found> {
     let (library, version) = search(file, &TEXTS, Some(BORINGSSL)).ok().flatten()?;
-    let reason = if library == Library::Rustls { Reason::Unsupported } else { Reason::Stripped };
+    let is_foreign = library == Library::Rustls && !rustls::IS_READ;
+    let reason = if is_foreign { Reason::Unsupported } else { Reason::Stripped };
     Some(Found { library, version, reason: Some(reason) })
 }
 

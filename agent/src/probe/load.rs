@@ -21,6 +21,7 @@ use super::{
     orphans::Orphans,
     perf,
     ring::Reader,
+    rustls::Rustls,
     tls::{Programs, Tls},
     uprobe,
 };
@@ -89,19 +90,23 @@ pub struct TlsOffer {
     pub libraries: Result<(), String>,
     /// That of Go programs.
     pub go: Result<(), String>,
+    /// That of programs with rustls.
+    pub rustls: Result<(), String>,
     /// By the probes of kernels before 6.6.
     pub by_perf: bool,
 }
 
-/// Programs for the C libraries, and for Go.
+/// Programs for the C libraries, for Go, and for rustls.
 const LIBRARIES: [&str; 3] = ["tls_enter", "tls_read", "tls_write"];
 const GO: [&str; 3] = ["go_enter", "go_read", "go_write"];
+const RUSTLS: [&str; 3] = ["rustls_enter", "rustls_read", "rustls_write"];
 
-/// The programs of the C libraries and of Go: either may be refused without the other.
+/// The programs of the C libraries, of Go and of rustls: each may be refused without the others.
 struct TlsPrograms {
     way: Option<uprobe::Way>,
     libraries: anyhow::Result<[uprobe::Program; 3]>,
     go: anyhow::Result<[uprobe::Program; 3]>,
+    rustls: anyhow::Result<[uprobe::Program; 3]>,
 }
 
 /// A program in the kernel.
@@ -210,11 +215,12 @@ impl Kernel {
         if let Some(first) = attachments.iter().find(|a| matches!(a.hook, Hook::Exit(_))) {
             attach(&mut ebpf, first)?;
         }
-        let TlsPrograms { way, libraries, go } = tls_programs(&map_fds(&ebpf));
+        let TlsPrograms { way, libraries, go, rustls } = tls_programs(&map_fds(&ebpf));
         let why = |e: anyhow::Error| format!("{e:#}");
         Ok(TlsOffer {
             libraries: libraries.map(|_| ()).map_err(why),
             go: go.map(|_| ()).map_err(why),
+            rustls: rustls.map(|_| ()).map_err(why),
             by_perf: way == Some(uprobe::Way::Perf),
         })
     }
@@ -233,6 +239,7 @@ impl Kernel {
         let fds = map_fds(&ebpf);
         let ring = RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?;
         let layouts = Array::try_from(take(&mut ebpf, "LAYOUTS")?)?;
+        let rustls_used = Array::try_from(take(&mut ebpf, "RUSTLS")?)?;
         let mut kernel = Self {
             excluded: HashMap::try_from(take(&mut ebpf, "EXCLUDED_PIDS")?)?,
             unwanted: Array::try_from(take(&mut ebpf, "UNWANTED")?)?,
@@ -257,12 +264,13 @@ impl Kernel {
             attach(&mut kernel.ebpf, attachment)?;
         }
         // Without these the agent still sees what is in plaintext.
-        let TlsPrograms { way, libraries, go } = tls_programs(&fds);
+        let TlsPrograms { way, libraries, go, rustls } = tls_programs(&fds);
         if way == Some(uprobe::Way::Perf) {
             perf::raise_descriptors();
         }
-        let loaded =
-            [(&LIBRARIES, &libraries), (&GO, &go)].into_iter().filter_map(|(n, p)| Some((n, p.as_ref().ok()?)));
+        let loaded = [(&LIBRARIES, &libraries), (&GO, &go), (&RUSTLS, &rustls)]
+            .into_iter()
+            .filter_map(|(n, p)| Some((n, p.as_ref().ok()?)));
         kernel.tls_programs = loaded
             .flat_map(|(names, programs)| names.iter().zip(programs))
             .filter_map(|(name, program)| Some((*name, program.descriptor().ok()?)))
@@ -270,7 +278,9 @@ impl Kernel {
         let programs = match libraries {
             Ok([enter, read, write]) => {
                 let go = go.map_err(|e| log::warn!("TLS of Go programs is not read: {e:#}")).ok();
-                Some(Programs { enter, read, write, go, layouts: Some(layouts) })
+                let rustls = rustls.map_err(|e| log::warn!("TLS of rustls is not read: {e:#}")).ok();
+                let rustls = rustls.map(|programs| Rustls { programs, used: Some(rustls_used) });
+                Some(Programs { enter, read, write, go, rustls, layouts: Some(layouts) })
             }
             Err(e) => {
                 log::warn!("TLS is not read: {e:#}");
@@ -346,6 +356,7 @@ impl Kernel {
             (Loss::Recursion, self.missed()),
             (Loss::ReturnMissed, of(Count::RETURN_MISSED)),
             (Loss::TlsBusy, of(Count::TLS_BUSY)),
+            (Loss::TlsMissed, of(Count::TLS_MISSED)),
         ] {
             stats.set_loss(reason, total);
         }
@@ -476,13 +487,14 @@ fn tls_programs(maps: &std::collections::HashMap<String, RawFd>) -> TlsPrograms 
         Ok(way) => way,
         Err(lack) => {
             let lack = || Err(anyhow::anyhow!(lack.clone()));
-            return TlsPrograms { way: None, libraries: lack(), go: lack() };
+            return TlsPrograms { way: None, libraries: lack(), go: lack(), rustls: lack() };
         }
     };
     TlsPrograms {
         way: Some(way),
         libraries: uprobe::load(OBJECT, LIBRARIES, maps, way),
         go: uprobe::load(OBJECT, GO, maps, way),
+        rustls: uprobe::load(OBJECT, RUSTLS, maps, way),
     }
 }
 

@@ -15,5 +15,6 @@ mod mappings;
 mod orphans;
 mod perf;
 pub mod ring;
+mod rustls;
 pub mod tls;
 pub(crate) mod uprobe;

@@ -30,6 +30,7 @@ use super::{
     library,
     mappings::{Mapping, Mappings},
     orphans::Orphans,
+    rustls::{self, Protectors, Rustls},
     uprobe::{self, Link, Place, Program},
 };
 use crate::coverage::{Coverage, Found, Library, Reason, View};
@@ -84,6 +85,8 @@ pub struct Programs {
     pub write: Program,
     /// Of Go: at entries and the ends of handshakes, at the returns of reads, at writes.
     pub go: Option<[Program; 3]>,
+    /// Of rustls.
+    pub rustls: Option<Rustls>,
     /// Layouts of sessions, by number.
     pub layouts: Option<Array<MapData, Layout>>,
 }
@@ -107,6 +110,7 @@ pub fn attach_empty(files: &[PathBuf]) -> anyhow::Result<Empty> {
         read: empty()?,
         write: empty()?,
         go: Some([empty()?, empty()?, empty()?]),
+        rustls: Some(Rustls { programs: [empty()?, empty()?, empty()?], used: None }),
         layouts: None,
     };
     let mut finder = Finder::new(Some(programs), Reason::NoProbes, Arc::default());
@@ -182,7 +186,7 @@ impl Drop for Tls {
 /// A file that was looked at, with its probes.
 #[derive(Default)]
 struct Looked {
-    found: Option<Found>,
+    found: Vec<Found>,
     links: Vec<Link>,
     lease: Option<Lease>,
     /// Time of the last change and bytes: the number of a file that is gone may be another's.
@@ -293,7 +297,7 @@ impl Finder {
     fn executable(&mut self, pid: u32, exe: &Path) {
         let name = exe.to_string_lossy();
         self.coverage().runs(pid, name.trim_end_matches(" (deleted)"));
-        if let Ok(Some(found)) = self.look(Path::new(&format!("/proc/{pid}/exe"))) {
+        for found in self.look(Path::new(&format!("/proc/{pid}/exe"))).unwrap_or_default() {
             self.coverage().found(pid, &found);
         }
     }
@@ -306,15 +310,20 @@ impl Finder {
             Some(range) if deleted => PathBuf::from(format!("/proc/{pid}/map_files/{range}")),
             _ => inside(pid, name),
         };
-        let found = match self.look(&at) {
-            Ok(Some(found)) => Some(found),
-            Ok(None) => library::not_read(name.as_ref(), Reason::UnknownVersion),
+        let not_read = match self.look(&at) {
+            Ok(all) if !all.is_empty() => {
+                for found in all {
+                    self.coverage().found(pid, &found);
+                }
+                return;
+            }
+            Ok(_) => library::not_read(name.as_ref(), Reason::UnknownVersion),
             Err(_) if Path::new(&format!("/proc/{pid}")).exists() => {
                 library::not_read(name.as_ref(), Reason::Unreadable)
             }
             Err(_) => None,
         };
-        if let Some(found) = found.or_else(|| library::by_name(name.as_ref())) {
+        if let Some(found) = not_read.or_else(|| library::by_name(name.as_ref())) {
             self.coverage().found(pid, &found);
         }
     }
@@ -340,11 +349,11 @@ impl Finder {
     }
 
     /// Probes a file, once, and tells what it is.
-    fn look(&mut self, path: &Path) -> io::Result<Option<Found>> {
+    fn look(&mut self, path: &Path) -> io::Result<Vec<Found>> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let key = identity(&file, &meta);
         for broken in self.leases.iter().flat_map(Leases::broken) {
@@ -358,7 +367,7 @@ impl Finder {
         }
         if self.files.len() >= MAX_FILES {
             log::warn!("{} is not looked at for TLS: {MAX_FILES} files were", path.display());
-            return Ok(library::not_read(path, Reason::TooManyFiles));
+            return Ok(library::not_read(path, Reason::TooManyFiles).into_iter().collect());
         }
         // Before it is read. One that is being written is looked at when it is mapped again.
         let lease = self.leases.as_ref().map(|leases| leases.take(&file, key)).transpose()?.flatten();
@@ -374,11 +383,8 @@ impl Finder {
             looked.lease = Some(lease);
         }
         let found = looked.found.clone();
-        match &found {
-            Some(Found { library, reason: None, .. }) if self.programs.is_some() => {
-                log::debug!("TLS of {} is read: {}", path.display(), library.name());
-            }
-            _ => {}
+        for Found { library, .. } in found.iter().filter(|f| f.reason.is_none() && self.programs.is_some()) {
+            log::debug!("TLS of {} is read: {}", path.display(), library.name());
         }
         self.files.insert(key, looked);
         Ok(found)
@@ -393,7 +399,8 @@ impl Finder {
         wanted.push(ACCESSOR);
         wanted.extend(library::MARKS.map(|(name, _)| name));
         let symbols = elf.symbols(&wanted)?;
-        let Some(library) = library::by_functions(&symbols) else { return Ok(Looked::default()) };
+        let mut looked = self.probe_rustls(file, path, &symbols.protectors);
+        let Some(library) = library::by_functions(&symbols) else { return Ok(looked) };
         let layout = symbols.functions.get(ACCESSOR).and_then(|f| code::random_layout(elf.code(*f)));
         let number = layout.map_or(0, |layout| self.layout(layout));
         let [entries, reads, writes] = places(&functions(&symbols, &elf), number);
@@ -422,7 +429,40 @@ impl Finder {
             }
         }
         let version = library::version(file, path, library);
-        Ok(Looked { found: Some(Found { library, version, reason }), links, ..Looked::default() })
+        looked.found.push(Found { library, version, reason });
+        looked.links.extend(links);
+        Ok(looked)
+    }
+
+    /// Probes the functions of rustls that are in a file.
+    fn probe_rustls(&mut self, file: &File, path: &Path, protectors: &Protectors) -> Looked {
+        let mut looked = Looked::default();
+        if protectors.is_empty() {
+            return looked;
+        }
+        let version = library::version(file, path, Library::Rustls);
+        let mut reason = rustls::uncovered(version.as_deref());
+        if reason.is_none() && self.ends_confined {
+            reason = Some(Reason::EndsConfined);
+        }
+        if reason.is_none() && !self.would_be_read {
+            reason = match self.programs.as_mut().map(|programs| programs.rustls.as_mut()) {
+                None => Some(self.without),
+                Some(None) => Some(Reason::Refused),
+                Some(Some(rustls)) => match rustls.attach(file, protectors) {
+                    Ok(links) => {
+                        looked.links = links;
+                        None
+                    }
+                    Err(e) => {
+                        log::warn!("TLS of {} is not read: the kernel refused the probes: {e}", path.display());
+                        Some(Reason::Refused)
+                    }
+                },
+            };
+        }
+        looked.found.push(Found { library: Library::Rustls, version, reason });
+        looked
     }
 
     /// Probes a Go executable that has TLS inside.
@@ -455,7 +495,7 @@ impl Finder {
                 }
             }
         }
-        looked.found = Some(Found { library: Library::Go, version: executable.version(file), reason });
+        looked.found.push(Found { library: Library::Go, version: executable.version(file), reason });
         Some(looked)
     }
 
