@@ -6,10 +6,12 @@
 //! or raw ids. Everything that grows has a bound here or in its detector's file. A baseline learns nothing
 //! while a finding covers it.
 //!
-//! Measured: routes, patterns and all detectors take 368,000 exchanges a second on one virtual core of an AMD EPYC that
-//! was not idle (`cargo bench -p apiscope --bench detect`). At 2,000 endpoints and 50,000 principals the detectors hold
-//! 41 MB, and no more after a million principals that come once (`cargo test -p apiscope --test flood -- --nocapture`).
-//! Weeks without an attack give 0.49 false alarms a service and month (`apiscope simulate benign`, seeds 1 and 2).
+//! Measured: routes, patterns and all detectors take 230,000 to 370,000 exchanges a second on one virtual core of an AMD
+//! EPYC whose speed varied that much from run to run (`cargo bench -p apiscope --bench detect`); the time goes to
+//! memory that is not in the cache, the state of 20,000 principals in each detector, none of which has a tenth of it.
+//! At 2,000 endpoints and 50,000 principals the detectors hold 41 MB, and no more after 400,000 principals that come
+//! once (`cargo test -p apiscope --test flood -- --nocapture`). Weeks without an attack give 0.49 false alarms a service
+//! and month (`apiscope simulate benign`, seeds 1 and 2).
 //!
 //! One file per detector, from D1 in `unauthenticated` to D21 in `egress`; each says in its [`Rule`] what it looks at,
 //! how it decides, where that comes from, what it costs and where it is blind. [`rules`] lists them. Only the server's side is judged
