@@ -3,10 +3,9 @@
 //! this is the only test. A debug build floods with 400,000; the whole flood, with its figures:
 //! `cargo test --release -p apiscope --test flood -- --nocapture`.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering},
-};
+mod counting;
+
+use std::sync::atomic::Ordering;
 
 use apiscope::{
     aggregate::Endpoints,
@@ -16,29 +15,7 @@ use apiscope::{
     params::ParamHasher,
     route::Routes,
 };
-
-/// The system's allocator, which counts.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is handed on as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: as asked for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: it came from `alloc`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting::ALLOCATOR;
 
 const ENDPOINTS: u64 = 2_000;
 const PRINCIPALS: u64 = 50_000;
@@ -94,7 +71,7 @@ fn said(engine: &Engine) -> f64 {
 
 #[test]
 fn a_flood_of_principals_does_not_grow_what_is_held() {
-    let before = HELD.load(Ordering::Relaxed);
+    let before = ALLOCATOR.held.load(Ordering::Relaxed);
     let mut node = Node {
         routes: Routes::new(&[]),
         endpoints: Endpoints::new(4_096, None),
@@ -102,7 +79,7 @@ fn a_flood_of_principals_does_not_grow_what_is_held() {
         hasher: ParamHasher::new([1; 16]),
         sent: 0,
     };
-    let held = || (HELD.load(Ordering::Relaxed) - before) as f64 / 1e6;
+    let held = || (ALLOCATOR.held.load(Ordering::Relaxed) - before) as f64 / 1e6;
     for n in 0..PRINCIPALS * EACH {
         node.take(mix(n) % PRINCIPALS);
     }
@@ -110,9 +87,8 @@ fn a_flood_of_principals_does_not_grow_what_is_held() {
     println!("{ENDPOINTS} endpoints, {PRINCIPALS} principals, {} exchanges: {usual:.1} MB", node.sent);
     let mut list = node.engine.bytes();
     list.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
-    let total = list.iter().map(|(_, n)| n).sum::<usize>() as f64 / 1e6;
     let parts: Vec<_> = list.iter().take(8).map(|(id, n)| format!("{id} {:.1}", *n as f64 / 1e6)).collect();
-    println!("of which detectors, as they say: {total:.1} MB: {}", parts.join(", "));
+    println!("of which detectors, as they say: {:.1} MB: {}", said(&node.engine), parts.join(", "));
     // Tables fill up in the first half.
     let (mut first, mut second) = (0.0f64, 0.0f64);
     for n in 0..FLOOD {
