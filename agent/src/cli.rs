@@ -4,7 +4,7 @@ use std::{
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
@@ -220,7 +220,7 @@ pub fn main() -> ExitCode {
         1 => "info",
         _ => "debug",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_timestamp_secs().init();
+    log_to_stderr(level);
     let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     for (name, meant) in commands::slips(&Cli::command(), set) {
         log::warn!("{name} is not a variable of apiscope: did you mean {meant}?");
@@ -242,6 +242,18 @@ pub fn main() -> ExitCode {
         }
     };
     finish(result, 1)
+}
+
+/// `TIME LEVEL MODULE: MESSAGE`, the level in colour on a terminal; `RUST_LOG` is stronger than `level`.
+fn log_to_stderr(level: &str) {
+    let mut log = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
+    log.format(|to, record| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = apiscope::inventory::time(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        let (level, style) = (record.level(), to.default_level_style(record.level()));
+        writeln!(to, "[{time} {style}{level:<5}{style:#} {}] {}", record.target(), record.args())
+    });
+    log.init();
 }
 
 fn finish(result: anyhow::Result<()>, code: u8) -> ExitCode {

@@ -44,6 +44,14 @@ pub fn agent() -> Result<()> {
     step::plainly(setup::cargo().args(["build", "--release", "--locked", "--package", "apiscope"]))
 }
 
+/// Builds the agent as one who wants to see it now does: less optimized, in two thirds of the time.
+///
+/// # Errors
+/// Cargo fails.
+pub fn quick() -> Result<()> {
+    step::plainly(setup::cargo().args(["build", "--profile", "quick", "--locked", "--package", "apiscope"]))
+}
+
 fn write() -> Result<()> {
     setup::need(Level::Ebpf)?;
     let compiler = Compiler::find().context("no eBPF toolchain after setup")?;

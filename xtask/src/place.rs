@@ -33,6 +33,12 @@ pub fn agent() -> PathBuf {
     target().join("release/apiscope")
 }
 
+/// The agent as [`crate::build::quick`] builds it.
+#[must_use]
+pub fn quick_agent() -> PathBuf {
+    target().join("quick/apiscope")
+}
+
 /// Tools that take long to build live outside the clone, in a folder keyed by name and version, so that
 /// a second clone finds them.
 ///

@@ -35,6 +35,9 @@ pub struct Options {
     /// Also start a small sample API with traffic on a free loopback port.
     #[arg(long)]
     demo: bool,
+    /// Build what is shipped, not what is built soonest.
+    #[arg(long)]
+    release: bool,
     /// Arguments of `apiscope run`.
     #[arg(last = true)]
     agent: Vec<String>,
@@ -47,11 +50,12 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     setup::need(Level::Run)?;
     // Before the build: nobody should wait for it to learn that they are not root.
-    let mut command = root::command(place::agent(), "tracing the kernel")?;
+    let agent = if options.release { place::agent() } else { place::quick_agent() };
+    let mut command = root::command(&agent, "tracing the kernel")?;
     command.arg("run").args(&options.agent);
-    build::agent()?;
+    if options.release { build::agent() } else { build::quick() }?;
     if !options.demo {
-        return Err(command.exec()).with_context(|| format!("failed to start {}", place::agent().display()));
+        return Err(command.exec()).with_context(|| format!("failed to start {}", agent.display()));
     }
     let demo = Demo::start()?;
     eprintln!("sample API: http://{}/ (ends with the agent)", demo.address());
