@@ -195,8 +195,22 @@ pub struct Layout {
     pub pointer: u32,
     /// Offset of the client random in that struct.
     pub random: u32,
-    /// Explicit padding.
-    pub pad: u32,
+    /// Offset of the length of the protocol that ALPN chose, in the struct of [`Layout::alpn`].
+    pub alpn_len: u32,
+    /// The pointer to the name of that protocol.
+    pub alpn: Place,
+    /// The pointer to the certificate of the other end.
+    pub certificate: Place,
+}
+
+/// Where a session has one of its facts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// As [`Layout::pointer`]; 0 where the place is not known.
+    pub pointer: u32,
+    /// Offset in the struct that it leads to.
+    pub at: u32,
 }
 
 impl Layout {
@@ -260,6 +274,22 @@ pub struct Open {
     pub path: [u8; 108],
     /// Bytes of `path`.
     pub path_len: u32,
+    /// What the library says of the handshake, where it can be asked.
+    pub session: Session,
+}
+
+/// What a TLS library keeps of a handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// Start of the name of the protocol that ALPN chose.
+    pub alpn: [u8; 12],
+    /// Bytes of the name, the rest included; 0: none was chosen.
+    pub alpn_len: u16,
+    /// 1: `alpn` was read.
+    pub alpn_known: u8,
+    /// Certificate of the other end: 0 not known, 1 there is none, 2 there is one.
+    pub certificate: u8,
 }
 
 /// What was under way when a connection ended: index 0 received, 1 sent.
@@ -396,10 +426,10 @@ pub struct Settings {
 }
 
 const _: () = assert!(size_of::<Record>() == 56);
-const _: () = assert!(size_of::<Open>() == 184);
+const _: () = assert!(size_of::<Open>() == 200);
 const _: () = assert!(size_of::<Close>() == 64);
 const _: () = assert!(size_of::<Settings>() == 96);
-const _: () = assert!(size_of::<Layout>() == 16);
+const _: () = assert!(size_of::<Layout>() == 32);
 
 #[cfg(feature = "user")]
 mod pod {

@@ -14,7 +14,7 @@
 //!
 //! What has to do with a socket is freed with it, so that only sessions without one can be left behind.
 
-use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Tier, WITHOUT_SOCKET};
+use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Place, Tier, WITHOUT_SOCKET};
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     btf_maps::{Array, HashMap, LruHashMap},
@@ -776,6 +776,7 @@ fn resolve(transfer: &mut Transfer, op: u64, direction: u64, pid: u64, now: u64)
     if transfer.plain != 0 {
         if old != transfer.plain {
             bind(&session, transfer.plain, old, Tier::NESTED);
+            ask(transfer, transfer.plain);
         }
         return transfer.plain;
     }
@@ -788,6 +789,7 @@ fn resolve(transfer: &mut Transfer, op: u64, direction: u64, pid: u64, now: u64)
     if let Some(id) = by_random(transfer, direction, pid) {
         if id != old {
             bind(&session, id, old, Tier::CIPHERTEXT);
+            ask(transfer, id);
         }
         return id;
     }
@@ -809,7 +811,42 @@ fn resolve(transfer: &mut Transfer, op: u64, direction: u64, pid: u64, now: u64)
     }
     emit::count(Count::TLS_UNBOUND);
     let _ = SESSIONS.insert(&session, id, 0);
+    ask(transfer, id);
     id
+}
+
+/// Notes what the library keeps of the session's handshake, which is over when plaintext comes.
+#[inline(never)]
+fn ask(transfer: &Transfer, id: u64) {
+    let Some(layout) = LAYOUTS.get(transfer.layout as u32) else { return };
+    let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
+    // SAFETY: map memory of this connection.
+    let said = unsafe { &mut (*plain).open.session };
+    // SAFETY: the helper checks the addresses, here and below.
+    let word = |from: u64| unsafe {
+        let mut word = 0u64;
+        (bpf_probe_read_user((&raw mut word).cast(), 8, from as *const _) == 0).then_some(word)
+    };
+    let base = |place: Place| match place.pointer {
+        0 => None,
+        Layout::DIRECT => Some(transfer.session),
+        at => word(transfer.session + u64::from(at)).filter(|base| *base != 0),
+    };
+    if let Some(base) = base(layout.alpn)
+        && let Some(name) = word(base + u64::from(layout.alpn.at))
+        && let Some(len) = word(base + u64::from(layout.alpn_len))
+    {
+        said.alpn_known = 1;
+        // Some libraries have 32 bits for the length, and something else behind them.
+        said.alpn_len = if name == 0 { 0 } else { len as u16 };
+        // SAFETY: `alpn` has that many bytes.
+        unsafe { bpf_probe_read_user((&raw mut said.alpn).cast(), size_of_val(&said.alpn) as u32, name as *const _) };
+    }
+    if let Some(base) = base(layout.certificate)
+        && let Some(certificate) = word(base + u64::from(layout.certificate.at))
+    {
+        said.certificate = if certificate == 0 { 1 } else { 2 };
+    }
 }
 
 /// The session of a call is the one of the socket with the plaintext `id`; until now it had `old`.

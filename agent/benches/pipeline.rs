@@ -4,7 +4,7 @@
 
 use std::{hint::black_box, sync::Arc};
 
-use agent_ebpf::{Flag, Kind, Open, Record};
+use agent_ebpf::{Flag, Kind, Open, Record, Session};
 use apiscope::{
     aggregate::Endpoints,
     config,
@@ -71,6 +71,7 @@ fn opened() -> Open {
         comm: [b'n'; 16],
         path: [0; 108],
         path_len: 0,
+        session: Session::default(),
     }
 }
 

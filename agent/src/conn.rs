@@ -14,7 +14,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
-    exchange::{Api, Attribution, Cipher, End, Exchange, Origin, Peer, Protocol, Scheme, Side, TlsVersion},
+    exchange::{Alpn, Api, Attribution, Auth, End, Exchange, Handshake, Origin, Peer, Protocol, Scheme, Side},
     proto::{credential::Principals, grpc, http1},
     stats::{Loss, Stats, Unread},
     stream::{Around, Live, Session},
@@ -99,8 +99,7 @@ struct Connection {
     late: bool,
     /// How the socket of a TLS session was found; `None` for plaintext.
     tls: Option<Attribution>,
-    tls_version: Option<TlsVersion>,
-    tls_cipher: Option<Cipher>,
+    handshake: Handshake,
     sock: u64,
     peer_sock: u64,
     pending: VecDeque<Box<Pending>>,
@@ -129,14 +128,32 @@ impl Connection {
         exchange.side = side;
         exchange.client = client.clone();
         exchange.scheme = self.scheme();
-        exchange.tls_version = self.tls_version;
-        exchange.tls_cipher = self.tls_cipher;
         exchange.attribution = self.tls.unwrap_or(Attribution::Socket);
+        self.secure(exchange);
         exchange.server = server.clone();
         exchange.origin = self.identity.origin.clone();
         exchange.exe = self.identity.exe.clone();
         if exchange.pid == 0 {
             exchange.pid = self.pid;
+        }
+    }
+
+    /// Fills in what the handshake says.
+    fn secure(&self, exchange: &mut Exchange) {
+        if self.tls.is_none() {
+            return;
+        }
+        let Handshake { version, cipher, alpn, peer_certificate } = self.handshake;
+        exchange.tls_version = version;
+        exchange.tls_cipher = cipher;
+        // HTTP/2 over TLS is chosen by ALPN and by nothing else (RFC 9113 section 3.2).
+        let spoken = (exchange.protocol == Protocol::Http2).then_some(Alpn::H2);
+        exchange.tls_alpn = alpn.or(spoken);
+        if exchange.side == Side::Server {
+            exchange.client_certificate = peer_certificate;
+            if exchange.auth == Auth::None && peer_certificate == Some(true) {
+                exchange.auth = Auth::Mtls;
+            }
         }
     }
 }
@@ -273,8 +290,7 @@ impl Connections {
             known.local = opened.local;
             known.remote = opened.remote;
             known.tls = opened.tls;
-            known.tls_version = opened.tls_version;
-            known.tls_cipher = opened.tls_cipher;
+            known.handshake = opened.handshake;
             return;
         }
         self.order.push_back(id);
@@ -295,8 +311,7 @@ impl Connections {
                 identity,
                 late: opened.late,
                 tls: opened.tls,
-                tls_version: opened.tls_version,
-                tls_cipher: opened.tls_cipher,
+                handshake: opened.handshake,
                 sock: opened.sock,
                 peer_sock: opened.peer_sock,
                 pending: VecDeque::new(),
@@ -553,8 +568,10 @@ impl Connections {
             } else {
                 Protocol::Http11
             },
-            tls_version: connection.tls_version,
-            tls_cipher: connection.tls_cipher,
+            tls_version: None,
+            tls_cipher: None,
+            tls_alpn: None,
+            client_certificate: None,
             end,
             attribution: connection.tls.unwrap_or(Attribution::Socket),
             auth: request.auth,
@@ -573,6 +590,7 @@ impl Connections {
             stream_error: None,
             messages: None,
         };
+        connection.secure(&mut exchange);
         recycle(&mut self.spare, pending);
         self.deliver(&mut exchange, answered, outside);
     }

@@ -8,7 +8,7 @@ use std::{
 
 use agent_ebpf::{Close, Flag, Kind, Open, Record, Tier};
 
-use crate::exchange::{Attribution, Cipher, Peer, TlsVersion};
+use crate::exchange::{Alpn, Attribution, Cipher, Handshake, Peer, TlsVersion};
 
 /// One record of the kernel side.
 #[derive(Debug)]
@@ -71,10 +71,8 @@ pub struct Opened {
     pub comm: String,
     /// How the socket of a TLS session was found; `None` for plaintext.
     pub tls: Option<Attribution>,
-    /// Version of TLS, where its ServerHello was seen.
-    pub tls_version: Option<TlsVersion>,
-    /// Cipher suite, likewise.
-    pub tls_cipher: Option<Cipher>,
+    /// What is known of its handshake.
+    pub handshake: Handshake,
 }
 
 /// A message, or the part of it that was seen.
@@ -283,10 +281,44 @@ fn opened(open: &Open, late: bool, hello: &[u8]) -> Opened {
         Tier::CIPHERTEXT => Some(Attribution::Ciphertext),
         _ => Some(Attribution::None),
     };
-    let tls_version = tls.and_then(|_| tls_version(hello));
-    let tls_cipher = tls.and_then(|_| tls_cipher(hello));
+    let handshake = tls.map_or_else(Handshake::default, |_| handshake(open, hello));
     let (sock, peer_sock) = (open.sock, open.peer_sock);
-    Opened { late, local, remote, sock, peer_sock, comm: text(&open.comm), tls, tls_version, tls_cipher }
+    Opened { late, local, remote, sock, peer_sock, comm: text(&open.comm), tls, handshake }
+}
+
+fn handshake(open: &Open, hello: &[u8]) -> Handshake {
+    let said = &open.session;
+    let name = said.alpn.get(..usize::from(said.alpn_len));
+    Handshake {
+        version: tls_version(hello),
+        cipher: tls_cipher(hello),
+        // A name that is longer than what was kept is none of those that are told apart.
+        alpn: if said.alpn_known == 0 { tls_alpn(hello) } else { Some(name.map_or(Alpn::Other, Alpn::from_wire)) },
+        peer_certificate: (said.certificate != 0).then_some(said.certificate == 2),
+    }
+}
+
+/// The extensions of a ServerHello, as far as they were seen: kind and content.
+fn extensions(hello: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    // Type, length, version, random; then the session's name, cipher, compression, extensions.
+    let start = hello.get(38).map_or(usize::MAX, |session| 39 + usize::from(*session) + 2 + 1 + 2);
+    let mut rest = hello.get(start..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (kind, behind) = rest.split_first_chunk::<2>()?;
+        let (len, behind) = behind.split_first_chunk::<2>()?;
+        let (content, behind) = behind.split_at(usize::from(u16::from_be_bytes(*len)).min(behind.len()));
+        rest = behind;
+        Some((u16::from_be_bytes(*kind), content))
+    })
+}
+
+/// The protocol that a ServerHello chose (RFC 7301 section 3.1). From TLS 1.3 on that is encrypted (RFC 8446 section 4.2).
+fn tls_alpn(hello: &[u8]) -> Option<Alpn> {
+    const APPLICATION_LAYER_PROTOCOL_NEGOTIATION: u16 = 16;
+    let (_, list) = extensions(hello).find(|(kind, _)| *kind == APPLICATION_LAYER_PROTOCOL_NEGOTIATION)?;
+    // A list of one name: length of the list, length of the name, the name.
+    let (len, name) = list.get(2..)?.split_first()?;
+    name.get(..usize::from(*len)).map(Alpn::from_wire)
 }
 
 /// The version that a ServerHello chose (RFC 8446 section 4.1.3, RFC 5246 section 7.4.1.3). It may be cut off:
@@ -294,7 +326,7 @@ fn opened(open: &Open, late: bool, hello: &[u8]) -> Opened {
 fn tls_version(hello: &[u8]) -> Option<TlsVersion> {
     const SUPPORTED_VERSIONS: u16 = 43;
     const KEY_SHARE: u16 = 51;
-    let word = |at: usize| Some(u16::from_be_bytes(hello.get(at..at + 2)?.try_into().ok()?));
+    let word = |bytes: &[u8], at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let name = |version: u16| match version {
         0x0301 => Some(TlsVersion::Tls10),
         0x0302 => Some(TlsVersion::Tls11),
@@ -302,17 +334,13 @@ fn tls_version(hello: &[u8]) -> Option<TlsVersion> {
         0x0304 => Some(TlsVersion::Tls13),
         _ => None,
     };
-    // Type, length, version, random; then the session's name, cipher, compression, extensions.
-    let session = usize::from(*hello.get(38)?);
-    let mut at = 39 + session + 2 + 1 + 2;
-    let mut chosen = name(word(4)?);
-    while let (Some(kind), Some(len)) = (word(at), word(at + 2)) {
+    let mut chosen = name(word(hello, 4)?);
+    for (kind, content) in extensions(hello) {
         match kind {
-            SUPPORTED_VERSIONS => return word(at + 4).and_then(name),
+            SUPPORTED_VERSIONS => return word(content, 0).and_then(name),
             KEY_SHARE => chosen = Some(TlsVersion::Tls13),
             _ => {}
         }
-        at += 4 + usize::from(len);
     }
     chosen
 }

@@ -6,6 +6,7 @@
 //! the raw path until `route`; what is written of it is decided by [`PathForm`].
 
 mod cipher;
+mod handshake;
 pub mod json;
 mod origin;
 
@@ -14,6 +15,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 use serde::Deserialize;
 
 pub use cipher::Cipher;
+pub use handshake::{Alpn, Handshake};
 pub use origin::{Image, Kind, Origin, Workload};
 
 /// One request and its answer.
@@ -55,6 +57,10 @@ pub struct Exchange {
     pub tls_version: Option<TlsVersion>,
     /// Cipher suite of TLS, where it is known.
     pub tls_cipher: Option<Cipher>,
+    /// The protocol that ALPN chose, where it is known.
+    pub tls_alpn: Option<Alpn>,
+    /// Did the client show a certificate? Known at the server's end alone, and there of some libraries.
+    pub client_certificate: Option<bool>,
     /// How it ended.
     pub end: End,
     /// How the connection of a TLS session was found.
@@ -321,6 +327,9 @@ names!(Side { Server => "server", Client => "client" });
 names!(Scheme { Http => "http", Https => "https" });
 names!(Protocol { Http10 => "1.0", Http11 => "1.1", Http2 => "2", Http3 => "3" });
 names!(TlsVersion { Tls10 => "1.0", Tls11 => "1.1", Tls12 => "1.2", Tls13 => "1.3" });
+names!(Alpn {
+    None => "none", Http10 => "http/1.0", Http11 => "http/1.1", H2 => "h2", Other => "other",
+});
 names!(End { Complete => "complete", Reset => "reset", Closed => "closed", Upgraded => "upgraded", Lost => "lost" });
 names!(Attribution { Socket => "socket", Nested => "nested", Ciphertext => "ciphertext", None => "none" });
 names!(Auth {
@@ -442,6 +451,8 @@ impl Default for Exchange {
             protocol: Protocol::Http11,
             tls_version: None,
             tls_cipher: None,
+            tls_alpn: None,
+            client_certificate: None,
             end: End::Complete,
             attribution: Attribution::Socket,
             auth: Auth::None,
@@ -521,6 +532,9 @@ struct Line<'a> {
     #[serde(default, borrow)]
     tls_cipher: std::borrow::Cow<'a, str>,
     #[serde(default, borrow)]
+    tls_alpn: std::borrow::Cow<'a, str>,
+    client_certificate: Option<bool>,
+    #[serde(default, borrow)]
     end: std::borrow::Cow<'a, str>,
     #[serde(default, borrow)]
     attribution: std::borrow::Cow<'a, str>,
@@ -567,6 +581,8 @@ impl From<Line<'_>> for Exchange {
             protocol: Protocol::from_name(&line.protocol).unwrap_or(Protocol::Http11),
             tls_version: TlsVersion::from_name(&line.tls_version),
             tls_cipher: Cipher::from_name(&line.tls_cipher),
+            tls_alpn: Alpn::from_name(&line.tls_alpn),
+            client_certificate: line.client_certificate,
             end: End::from_name(&line.end).unwrap_or(End::Complete),
             attribution: Attribution::from_name(&line.attribution).unwrap_or(Attribution::Socket),
             auth: Auth::from_name(&line.auth).unwrap_or(Auth::None),
@@ -622,6 +638,8 @@ mod tests {
             server: Peer::parse("[::ffff:127.0.0.1]:80"),
             tls_version: Some(TlsVersion::Tls13),
             tls_cipher: Cipher::from_number(0x1301),
+            tls_alpn: Some(Alpn::Http11),
+            client_certificate: Some(true),
             end: End::Upgraded,
             auth: Auth::Digest,
             marks: Marks::CHALLENGE.with(Marks::SUNSET),

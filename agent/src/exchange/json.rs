@@ -62,7 +62,8 @@ fn same_place(a: &Exchange, b: &Exchange) -> bool {
     a.client == b.client
         && a.server == b.server
         && (a.side, a.scheme, a.protocol) == (b.side, b.scheme, b.protocol)
-        && (a.tls_version, a.tls_cipher) == (b.tls_version, b.tls_cipher)
+        && (a.tls_version, a.tls_cipher, a.tls_alpn, a.client_certificate)
+            == (b.tls_version, b.tls_cipher, b.tls_alpn, b.client_certificate)
         && (a.end, a.attribution, a.auth, a.api, a.pid) == (b.end, b.attribution, b.auth, b.api, b.pid)
         && (Arc::ptr_eq(&a.service, &b.service) || a.service == b.service)
         && same(&a.exe, &b.exe)
@@ -141,6 +142,12 @@ impl Exchange {
         }
         if let Some(cipher) = self.tls_cipher {
             object.plain(key!("tls_cipher"), cipher.name());
+        }
+        if let Some(alpn) = self.tls_alpn {
+            object.plain(key!("tls_alpn"), alpn.name());
+        }
+        if let Some(shown) = self.client_certificate {
+            object.flag(key!("client_certificate"), shown);
         }
         object.plain(key!("end"), self.end.name());
         object.plain(key!("attribution"), self.attribution.name());
@@ -224,6 +231,11 @@ impl<'a> Object<'a> {
     fn number(&mut self, key: &'static str, value: u64) {
         self.put(key.as_bytes());
         self.put(itoa::Buffer::new().format(value).as_bytes());
+    }
+
+    fn flag(&mut self, key: &'static str, value: bool) {
+        self.put(key.as_bytes());
+        self.put(if value { b"true" } else { b"false" });
     }
 
     /// A value that is known to need no escapes.

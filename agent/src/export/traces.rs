@@ -15,7 +15,7 @@ use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, Sp
 
 use super::{WrongVariable, resource, variable};
 use crate::{
-    exchange::{Api, Exchange, Origin, Peer, Side},
+    exchange::{Alpn, Api, Exchange, Origin, Peer, Side},
     stats::Stats,
     status,
 };
@@ -175,6 +175,12 @@ fn span(exchange: &Exchange, route: &str, trace_id: TraceId, span_id: SpanId, sc
     }
     if let Some(cipher) = exchange.tls_cipher {
         attributes.push(KeyValue::new("tls.cipher", cipher.name()));
+    }
+    if let Some(alpn) = exchange.tls_alpn.filter(|a| !matches!(a, Alpn::None | Alpn::Other)) {
+        attributes.push(KeyValue::new("tls.next_protocol", alpn.name()));
+    }
+    if let Some(shown) = exchange.client_certificate {
+        attributes.push(KeyValue::new("apiscope.tls.client_certificate", shown));
     }
     if let Peer::Ip(server) = &exchange.server {
         attributes.push(KeyValue::new("server.address", server.ip().to_string()));

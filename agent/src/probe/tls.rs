@@ -64,7 +64,11 @@ const FUNCTIONS: [(&str, u64); 16] = [
     ("PR_Close", Op::FREE),
 ];
 /// Tells where a session keeps its client random.
-const ACCESSOR: &str = "SSL_get_client_random";
+const CLIENT_RANDOM: &str = "SSL_get_client_random";
+/// What ALPN chose.
+const ALPN: &str = "SSL_get0_alpn_selected";
+/// The other end's certificate: the first of these that does the work itself.
+const CERTIFICATE: [&str; 3] = ["SSL_get0_peer_certificate", "SSL_get1_peer_certificate", "SSL_get_peer_certificate"];
 /// Parts of the names of libraries that are worth a look inside; executables always are.
 const NAMES: [&str; 7] = ["ssl", "tls", "node", "crypto", "nspr", "libjvm", "s2n"];
 /// Folders whose libraries are probed before anybody uses them.
@@ -396,13 +400,14 @@ impl Finder {
         }
         let elf = Elf::new(file);
         let mut wanted: Vec<&'static str> = FUNCTIONS.iter().map(|(name, _)| *name).collect();
-        wanted.push(ACCESSOR);
+        wanted.extend([CLIENT_RANDOM, ALPN]);
+        wanted.extend(CERTIFICATE);
         wanted.extend(library::MARKS.map(|(name, _)| name));
         let symbols = elf.symbols(&wanted)?;
         let mut looked = self.probe_rustls(file, path, &symbols.protectors);
         let Some(library) = library::by_functions(&symbols) else { return Ok(looked) };
-        let layout = symbols.functions.get(ACCESSOR).and_then(|f| code::random_layout(elf.code(*f)));
-        let number = layout.map_or(0, |layout| self.layout(layout));
+        let layout = layout(&symbols, &elf);
+        let number = self.layout(layout);
         let [entries, reads, writes] = places(&functions(&symbols, &elf), number);
         // The returns first: a return without its entry is nothing, an entry without its return would wait.
         let mut links = Vec::new();
@@ -501,6 +506,9 @@ impl Finder {
 
     /// Number of a layout; 0 stands for an unknown one.
     fn layout(&mut self, layout: Layout) -> u64 {
+        if layout == Layout::default() {
+            return 0;
+        }
         let Some(layouts) = self.programs.as_mut().and_then(|p| p.layouts.as_mut()) else { return 0 };
         if self.next_layout as usize + 1 >= LAYOUTS {
             return 0;
@@ -605,6 +613,15 @@ fn identity(file: &File, meta: &fs::Metadata) -> Key {
 /// All processes.
 fn processes() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok())
+}
+
+/// Where the sessions of a library keep what is read of them, as its accessors tell.
+fn layout<R: ReadCacheOps>(symbols: &Symbols, elf: &Elf<R>) -> Layout {
+    let code = |name: &str| symbols.functions.get(name).map(|f| elf.code(*f));
+    let random = code(CLIENT_RANDOM).and_then(code::random_layout).unwrap_or_default();
+    let (alpn, alpn_len) = code(ALPN).and_then(code::alpn).unwrap_or_default();
+    let certificate = CERTIFICATE.iter().find_map(|name| code(name).and_then(code::certificate)).unwrap_or_default();
+    Layout { alpn, alpn_len, certificate, ..random }
 }
 
 /// Offset and [`Op`] of the functions to probe. OpenSSL's BIO for TLS (`BIO_f_ssl`, which `openssl s_server` and others
