@@ -23,6 +23,7 @@ mod once;
 mod registers;
 mod runs;
 mod rustls;
+mod session;
 mod socket;
 mod storage;
 mod tls;

@@ -14,7 +14,7 @@
 //!
 //! What has to do with a socket is freed with it, so that only sessions without one can be left behind.
 
-use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Place, Tier, WITHOUT_SOCKET};
+use agent_ebpf::{Count, HELLO, LAYOUTS as LAYOUTS_LEN, Layout, Op, Open, PID_MASK, PID_SHIFT, Tier, WITHOUT_SOCKET};
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     btf_maps::{Array, HashMap, LruHashMap},
@@ -34,6 +34,7 @@ use crate::{
     registers::{argument, keep_stack, returned, stack},
     runs::{claim, release},
     rustls,
+    session::{ask, by_random},
     storage::TaskStorage,
 };
 
@@ -48,7 +49,7 @@ const SESSIONS_LEN: usize = 16_384;
 #[repr(C)]
 pub struct Plain {
     pub connection: Connection,
-    open: Open,
+    pub open: Open,
     /// Start of the ServerHello message.
     hello: [u8; HELLO],
     hello_len: u32,
@@ -87,10 +88,10 @@ pub struct Keys {
 #[derive(Clone, Copy)]
 pub struct HelloKey {
     /// First half of the client random.
-    random: [u64; 2],
-    tgid: u32,
+    pub random: [u64; 2],
+    pub tgid: u32,
     /// [`SERVER`] or [`CLIENT`].
-    role: u32,
+    pub role: u32,
 }
 
 /// A session: process and address of the library's object.
@@ -815,40 +816,6 @@ fn resolve(transfer: &mut Transfer, op: u64, direction: u64, pid: u64, now: u64)
     id
 }
 
-/// Notes what the library keeps of the session's handshake, which is over when plaintext comes.
-#[inline(never)]
-fn ask(transfer: &Transfer, id: u64) {
-    let Some(layout) = LAYOUTS.get(transfer.layout as u32) else { return };
-    let Some(plain) = PLAIN.get_ptr_mut(&id) else { return };
-    // SAFETY: map memory of this connection.
-    let said = unsafe { &mut (*plain).open.session };
-    // SAFETY: the helper checks the addresses, here and below.
-    let word = |from: u64| unsafe {
-        let mut word = 0u64;
-        (bpf_probe_read_user((&raw mut word).cast(), 8, from as *const _) == 0).then_some(word)
-    };
-    let base = |place: Place| match place.pointer {
-        0 => None,
-        Layout::DIRECT => Some(transfer.session),
-        at => word(transfer.session + u64::from(at)).filter(|base| *base != 0),
-    };
-    if let Some(base) = base(layout.alpn)
-        && let Some(name) = word(base + u64::from(layout.alpn.at))
-        && let Some(len) = word(base + u64::from(layout.alpn_len))
-    {
-        said.alpn_known = 1;
-        // Some libraries have 32 bits for the length, and something else behind them.
-        said.alpn_len = if name == 0 { 0 } else { len as u16 };
-        // SAFETY: `alpn` has that many bytes.
-        unsafe { bpf_probe_read_user((&raw mut said.alpn).cast(), size_of_val(&said.alpn) as u32, name as *const _) };
-    }
-    if let Some(base) = base(layout.certificate)
-        && let Some(certificate) = word(base + u64::from(layout.certificate.at))
-    {
-        said.certificate = if certificate == 0 { 1 } else { 2 };
-    }
-}
-
 /// The session of a call is the one of the socket with the plaintext `id`; until now it had `old`.
 #[inline(always)]
 pub fn bind(session: &Session, id: u64, old: u64, tier: u8) {
@@ -882,43 +849,6 @@ pub fn bind(session: &Session, id: u64, old: u64, tier: u8) {
         plain.connection.state &= !OPENED;
     }
     let _ = PLAIN.remove(&old);
-}
-
-/// The socket of this process that carried the session's ClientHello.
-#[inline(always)]
-fn by_random(transfer: &Transfer, direction: u64, pid: u64) -> Option<u64> {
-    let layout = LAYOUTS.get(transfer.layout as u32)?;
-    if layout.known == 0 {
-        return None;
-    }
-    let mut base = transfer.session;
-    if layout.pointer != Layout::DIRECT {
-        let from = transfer.session + u64::from(layout.pointer);
-        // SAFETY: the helper checks the address.
-        unsafe { bpf_probe_read_user((&raw mut base).cast(), 8, from as *const _) };
-    }
-    let mut key = HelloKey { random: [0; 2], tgid: pid as u32, role: u32::from(SERVER) };
-    // SAFETY: as above.
-    unsafe { bpf_probe_read_user((&raw mut key.random).cast(), 16, (base + u64::from(layout.random)) as *const _) };
-    if key.random[0] == 0 {
-        return None;
-    }
-    // SAFETY: map memory.
-    let server = HELLOS.get_ptr(&key).map(|id| unsafe { *id });
-    key.role = u32::from(CLIENT);
-    // SAFETY: map memory.
-    let client = HELLOS.get_ptr(&key).map(|id| unsafe { *id });
-    match (server, client) {
-        (Some(server), Some(client)) => {
-            // Both ends are in this process: the first word tells which this is.
-            let mut word = 0u64;
-            // SAFETY: the helper checks the address.
-            unsafe { bpf_probe_read_user((&raw mut word).cast(), 7, transfer.buffer as *const _) };
-            let response = word == u64::from_le_bytes(*b"HTTP/1.\0");
-            Some(if (direction == 0) == response { client } else { server })
-        }
-        (one, other) => one.or(other),
-    }
 }
 
 const _: () = assert!(size_of::<HelloKey>() == 24 && size_of::<Session>() == 16 && CLIENT_BODY < SENT);
