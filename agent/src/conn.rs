@@ -15,9 +15,9 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::{
     event::{Closed, Event, Head, Message, Opened, What},
     exchange::{Alpn, Api, Attribution, Auth, End, Exchange, Handshake, Origin, Peer, Protocol, Scheme, Side},
-    proto::{credential::Principals, grpc, http1},
+    proto::{credential::Principals, grpc, http1, http2},
     stats::{Loss, Stats, Unread},
-    stream::{Around, Live, Session},
+    stream::{Around, Live, MAX_OPEN, Session},
 };
 
 /// Most connections that are kept.
@@ -79,6 +79,10 @@ pub struct Connections {
     partial_bytes: usize,
     /// Streams of HTTP/2 that are open.
     streams: usize,
+    /// Bytes of them.
+    stream_bytes: usize,
+    /// What sessions read of header blocks lately.
+    blocks: http2::Shared,
     /// Exchanges that a session finished: room that is used again.
     finished: Vec<Exchange>,
     /// Turns credentials into principals.
@@ -214,6 +218,8 @@ impl Connections {
             held: VecDeque::new(),
             partial_bytes: 0,
             streams: 0,
+            stream_bytes: 0,
+            blocks: http2::Shared::default(),
             finished: Vec::new(),
             principals: Principals::default(),
             heads: http1::Heads::new(&[0; 16]),
@@ -472,6 +478,9 @@ impl Connections {
             stats: &self.stats,
             partial: &mut self.partial_bytes,
             most_partial: MAX_PARTIAL_BYTES,
+            shared: &mut self.blocks,
+            open: &mut self.stream_bytes,
+            most_open: MAX_OPEN,
         };
         act(&mut connection.http2, &mut around, &mut finished);
         self.streams = self.streams + open(&connection.http2) - before;

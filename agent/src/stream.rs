@@ -5,12 +5,12 @@
 //! is forgotten, and what refers to it is unknown until it refills. A stream whose request or answer was
 //! never seen makes no exchange: it is counted.
 //!
-//! Bounds: [`MAX_STREAMS`] of a session, [`MAX_BLOCK`] bytes of a header block, [`hpack::MAX_TABLE`] of each
-//! table, and what is unfinished of all connections together ([`Around::partial`]).
+//! Bounds: [`MAX_STREAMS`] of a session, [`MAX_OPEN`] bytes of the open streams of all together, [`MAX_BLOCK`] bytes of
+//! a header block, `MAX_TABLE` of `proto/hpack.rs` of each table, and what is unfinished of all connections
+//! together ([`Around::partial`]).
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use rustc_hash::FxHashMap;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -19,13 +19,20 @@ use crate::{
     proto::{
         credential::{Found, Principals},
         grpc, http1,
-        http2::{self, Block, FrameHead, Target, flag, kind},
+        http2::{self, Block, FrameHead, flag, kind},
     },
     stats::{Loss, Stats, Unread},
 };
 
 /// Most streams of a session that are kept; the oldest goes first.
 pub const MAX_STREAMS: usize = 4096;
+/// Most bytes of the open streams of all sessions: 80,000 usual ones. Beyond it a session that opens one gives up its
+/// oldest, unless its own have less than [`FAIR`].
+pub const MAX_OPEN: usize = 24 << 20;
+/// Bytes of open streams that any session may have, whatever the others hold: five usual ones.
+pub const FAIR: usize = 2048;
+/// What an allocator and the list of streams add to one, about, bytes.
+const STREAM_EXTRA: usize = 48;
 /// Most bytes of a header block; a longer one is passed over, and the table is forgotten.
 pub const MAX_BLOCK: usize = 256 * 1024;
 /// Streams whose loss is noticed by the number of the next one; of more, only when their answers come.
@@ -47,6 +54,12 @@ pub struct Around<'a> {
     pub partial: &'a mut usize,
     /// See `partial`.
     pub most_partial: usize,
+    /// What was read of blocks lately.
+    pub shared: &'a mut http2::Shared,
+    /// Bytes of the open streams of all sessions, and the most of it.
+    pub open: &'a mut usize,
+    /// See `open`.
+    pub most_open: usize,
 }
 
 /// One connection.
@@ -55,7 +68,10 @@ pub struct Session {
     client: Option<usize>,
     /// [0] received, [1] sent.
     halves: [Half; 2],
-    streams: FxHashMap<u32, Box<Stream>>,
+    /// A tree gives back the room of what is over.
+    streams: BTreeMap<u32, Box<Stream>>,
+    /// Bytes of the open streams.
+    held: usize,
     /// Highest stream that the client opened.
     last_stream: u32,
     /// Older than the agent.
@@ -107,8 +123,10 @@ struct Stream {
     /// A field that the exchange needs may be older than the agent.
     unknown: bool,
     method: Option<Method>,
-    target: Option<Arc<Target>>,
-    connect_protocol: Option<Arc<str>>,
+    path: Option<Arc<str>>,
+    query_keys: Option<Arc<[Box<str>]>>,
+    /// Extended CONNECT (RFC 8441).
+    websocket: bool,
     credential: Found,
     trace: Option<TraceContext>,
     user_agent: Option<Arc<str>>,
@@ -118,6 +136,8 @@ struct Stream {
     marks: crate::exchange::Marks,
     /// The request came over HTTP/1 (h2c by upgrade).
     upgraded_from: Option<Arc<http1::Request>>,
+    /// Its part of what sessions hold, bytes.
+    charged: usize,
 }
 
 /// A stream that is open, for a live view.
@@ -191,7 +211,8 @@ impl Session {
         Self {
             client: None,
             halves: [Half::new(!late), Half::new(!late)],
-            streams: FxHashMap::default(),
+            streams: BTreeMap::new(),
+            held: 0,
             last_stream: 0,
             late,
             lossy: false,
@@ -238,10 +259,7 @@ impl Session {
     /// Memory that the session holds, about, bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        size_of::<Self>()
-            + self.halves.iter().map(|h| h.table.memory()).sum::<usize>()
-            + self.streams.capacity() * 16
-            + self.streams.len() * size_of::<Stream>()
+        size_of::<Self>() + self.halves.iter().map(|h| h.table.allocated()).sum::<usize>() + self.held
     }
 
     /// Streams that are open since before `since`, monotonic ns.
@@ -393,7 +411,7 @@ impl Session {
         if self.client == Some(at) {
             return;
         }
-        let refused: Vec<u32> = self.streams.keys().copied().filter(|id| id % 2 == 1 && *id > last).collect();
+        let refused: Vec<u32> = self.streams.range(last + 1..).map(|(id, _)| *id).filter(|id| id % 2 == 1).collect();
         for id in refused {
             if let Some(stream) = self.streams.get_mut(&id)
                 && !stream.answered
@@ -417,7 +435,7 @@ impl Session {
         out: &mut Vec<Exchange>,
     ) {
         let table = &mut self.halves[at].table;
-        let block = match bytes.map(|b| Block::decode(table, around.principals, b)) {
+        let block = match bytes.map(|b| Block::decode(table, around.principals, around.shared, b)) {
             Some(Ok(block)) => block,
             Some(Err(_)) => {
                 around.stats.miss(Unread::Framing, 1);
@@ -435,7 +453,7 @@ impl Session {
             let stream = self.stream(frame.promised, around, out);
             stream.ask(block, frame, pid);
             stream.done[0] = true;
-            return;
+            return self.charge(frame.promised, around);
         }
         if self.client.is_none() && (block.of_request || block.status.is_some()) {
             self.client = Some(if block.of_request { at } else { 1 - at });
@@ -444,7 +462,7 @@ impl Session {
         let end = frame.head.has(flag::END_STREAM);
         if at == client {
             if id > self.last_stream && id % 2 == 1 {
-                self.opened(id);
+                self.opened(id, around, out);
             }
             let new = !self.streams.contains_key(&id);
             // Trailers of a stream that is over, or of one that is older than the agent.
@@ -470,6 +488,7 @@ impl Session {
             stream.answer(block, frame);
             stream.last_ts = stream.last_ts.max(ts);
         }
+        self.charge(id, around);
         if end {
             self.ended(id, usize::from(at != client), ts, around, out);
         }
@@ -481,12 +500,12 @@ impl Session {
     }
 
     /// The client opened a stream: those between it and the last one were not seen.
-    fn opened(&mut self, id: u32) {
+    fn opened(&mut self, id: u32, around: &mut Around<'_>, out: &mut Vec<Exchange>) {
         let skipped = (id - self.last_stream).div_ceil(2) - 1;
         if self.lossy && self.last_stream != 0 {
-            for i in 0..skipped.min(MAX_MISSED) {
+            for i in (0..skipped.min(MAX_MISSED)).rev() {
                 let missed = id - 2 * (i + 1);
-                self.streams.entry(missed).or_default().lost = true;
+                self.stream(missed, around, out).lost = true;
             }
         }
         self.last_stream = id;
@@ -494,14 +513,43 @@ impl Session {
 
     /// The stream, a new one where there is none.
     fn stream(&mut self, id: u32, around: &mut Around<'_>, out: &mut Vec<Exchange>) -> &mut Stream {
-        if self.streams.len() >= MAX_STREAMS
-            && !self.streams.contains_key(&id)
-            && let Some(&oldest) = self.streams.keys().min()
-        {
-            // An exchange that is marked as lost, or counted as such.
-            self.finish(oldest, End::Lost, None, around, out);
+        if !self.streams.contains_key(&id) {
+            while self.is_full(around)
+                && let Some((&oldest, _)) = self.streams.first_key_value()
+            {
+                // An exchange that is marked as lost, or counted as such.
+                self.finish(oldest, End::Lost, None, around, out);
+            }
+            self.streams.insert(id, Box::default());
+            self.charge(id, around);
         }
         self.streams.entry(id).or_default()
+    }
+
+    /// Is there no room for another stream?
+    fn is_full(&self, around: &Around<'_>) -> bool {
+        self.streams.len() >= MAX_STREAMS || (*around.open >= around.most_open && self.held >= FAIR)
+    }
+
+    /// Counts what a stream holds.
+    fn charge(&mut self, id: u32, around: &mut Around<'_>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let (before, now) = (stream.charged, stream.weight());
+        stream.charged = now;
+        self.held = self.held + now - before;
+        *around.open = *around.open + now - before;
+    }
+
+    /// Takes a stream out.
+    fn remove(&mut self, id: u32, around: &mut Around<'_>) -> Option<Box<Stream>> {
+        let stream = self.streams.remove(&id)?;
+        self.held -= stream.charged;
+        *around.open -= stream.charged;
+        if self.streams.is_empty() {
+            // An empty tree keeps a node.
+            self.streams = BTreeMap::new();
+        }
+        Some(stream)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the place of a frame")]
@@ -555,7 +603,7 @@ impl Session {
 
     /// Makes the exchange of a stream.
     fn finish(&mut self, id: u32, end: End, code: Option<u32>, around: &mut Around<'_>, out: &mut Vec<Exchange>) {
-        let Some(stream) = self.streams.remove(&id) else { return };
+        let Some(stream) = self.remove(id, around) else { return };
         if stream.lost && !stream.done[1] && end != End::Reset && self.dropped > 0 {
             self.dropped -= 1;
             return;
@@ -627,8 +675,7 @@ impl Session {
             }
         }
         self.halves.iter_mut().for_each(|h| h.drop_partial(around));
-        let mut ids: Vec<u32> = self.streams.keys().copied().collect();
-        ids.sort_unstable();
+        let ids: Vec<u32> = self.streams.keys().copied().collect();
         let code = self.goaway;
         for id in ids {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
@@ -656,10 +703,11 @@ impl Stream {
         self.pid = pid;
         self.bytes[0] += frame.size;
         // A path or method that is missing without a reason is the client's fault.
-        self.unknown |= block.unknown && (block.method.is_none() || block.target.is_none());
+        self.unknown |= block.unknown && (block.method.is_none() || block.path.is_none());
         self.method = block.method;
-        self.target = block.target;
-        self.connect_protocol = block.protocol;
+        self.path = block.path;
+        self.query_keys = block.query_keys;
+        self.websocket = block.websocket;
         self.credential = block.credential;
         self.trace = block.trace;
         self.user_agent = block.user_agent;
@@ -697,15 +745,29 @@ impl Stream {
         (self.done[1] || !self.asked) && now > self.last_ts + LINGER
     }
 
+    /// Memory, about, bytes. Texts that many share count in full with each.
+    fn weight(&self) -> usize {
+        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |t| t.len());
+        let keys = self.query_keys.iter().flat_map(|keys| keys.iter());
+        let method = if let Some(Method::Other(token)) = &self.method { token.len() } else { 0 };
+        size_of::<Self>()
+            + STREAM_EXTRA
+            + method
+            + text(&self.path)
+            + text(&self.user_agent)
+            + self.media.iter().map(text).sum::<usize>()
+            + keys.map(|k| k.len() + 2 * size_of::<Box<str>>()).sum::<usize>()
+    }
+
     fn path(&self) -> Option<&str> {
         match &self.upgraded_from {
             Some(request) => Some(&request.path),
-            None => self.target.as_ref().map(|t| &*t.path),
+            None => self.path.as_deref(),
         }
     }
 
     fn api(&self) -> Api {
-        if self.connect_protocol.as_deref() == Some("websocket") {
+        if self.websocket {
             return Api::WebSocket;
         }
         grpc::api(self.path().unwrap_or_default(), self.media[0].as_deref(), self.media[1].as_deref())
@@ -751,14 +813,12 @@ impl Stream {
             }
             None => {
                 exchange.method = self.method.unwrap_or(Method::Unknown);
-                if let Some(target) = &self.target {
-                    exchange.path = Some(target.path.clone());
-                    exchange.query_keys = target.query_keys.clone();
-                }
+                exchange.path = self.path;
+                exchange.query_keys = self.query_keys.unwrap_or_default();
                 exchange.auth = credential.auth;
                 exchange.principal = credential.principal;
                 exchange.trace = self.trace;
-                exchange.user_agent = self.user_agent.clone();
+                exchange.user_agent = self.user_agent;
             }
         }
         exchange

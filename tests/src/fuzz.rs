@@ -19,7 +19,7 @@ use apiscope::{
         credential::Principals,
         hpack::MAX_TABLE,
         http1,
-        http2::{Block, Table},
+        http2::{Block, Shared, Table},
     },
     route::Routes,
     stats::{Stats, Unread},
@@ -166,15 +166,15 @@ fn record(choice: &[u8], ts: u64, data: &[u8]) -> Vec<u8> {
 pub fn header_blocks(bytes: &[u8]) {
     let principals = Principals::new(b"a key of the fuzzer", &[], &[]).expect("long enough");
     for whole in [true, false] {
-        let mut table = Table::new(whole);
+        let (mut table, mut shared) = (Table::new(whole), Shared::default());
         let mut rest = bytes;
         while let Some((&length, after)) = rest.split_first() {
             let (block, after) = after.split_at(usize::from(length).min(after.len()));
             rest = after;
-            if let Ok(block) = Block::decode(&mut table, &principals, block)
-                && let Some(target) = &block.target
+            if let Ok(block) = Block::decode(&mut table, &principals, &mut shared, block)
+                && let Some(path) = &block.path
             {
-                assert!(!target.path.starts_with('/') || !target.path.contains('?'), "a query is left");
+                assert!(!path.starts_with('/') || !path.contains('?'), "a query is left");
             }
             assert!(table.memory() <= MAX_TABLE);
         }
@@ -184,7 +184,7 @@ pub fn header_blocks(bytes: &[u8]) {
 /// Records of frames, each behind two bytes of flags and its length: nothing unfinished is kept at the end.
 pub fn frames(bytes: &[u8]) {
     let (stats, principals) = (Stats::default(), Principals::default());
-    let (mut partial, mut out) = (0, Vec::new());
+    let (mut partial, mut open, mut out, mut shared) = (0, 0, Vec::new(), Shared::default());
     let mut session = Session::new(bytes.first().is_some_and(|b| b & 1 != 0));
     let mut numbers = [0_u32; 2];
     let mut rest = bytes;
@@ -205,14 +205,29 @@ pub fn frames(bytes: &[u8]) {
             bytes: data,
         };
         *number = record.index + 1;
-        let mut around =
-            Around { principals: &principals, stats: &stats, partial: &mut partial, most_partial: 100_000 };
+        let mut around = Around {
+            principals: &principals,
+            stats: &stats,
+            partial: &mut partial,
+            most_partial: 100_000,
+            shared: &mut shared,
+            open: &mut open,
+            most_open: 10_000,
+        };
         session.record(&record, 2, 3, &mut around, &mut out);
     }
-    let mut around = Around { principals: &principals, stats: &stats, partial: &mut partial, most_partial: 100_000 };
+    let mut around = Around {
+        principals: &principals,
+        stats: &stats,
+        partial: &mut partial,
+        most_partial: 100_000,
+        shared: &mut shared,
+        open: &mut open,
+        most_open: 10_000,
+    };
     session.sweep(u64::MAX / 2, &mut around, &mut out);
     session.close(None, 9, &mut around, &mut out);
-    assert_eq!((session.open(), partial), (0, 0));
+    assert_eq!((session.open(), partial, open), (0, 0, 0));
 }
 
 /// A line of an access log.

@@ -120,6 +120,17 @@ pub struct Principals {
     query: Vec<Box<str>>,
 }
 
+/// Fields that may carry a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields' own names")]
+pub enum Place {
+    Authorization,
+    Cookie,
+    ForwardedCertificate,
+    /// One of several, and of those that are configured.
+    ApiKey,
+}
+
 /// Reads the credentials of one request.
 pub struct Reader<'p> {
     principals: &'p Principals,
@@ -146,6 +157,21 @@ pub struct Found {
     principal: Option<u64>,
 }
 
+/// Bytes of a [`Found`] that is written.
+const PACKED: usize = 11;
+/// Every scheme at its number.
+const AUTHS: [Auth; 9] = [
+    Auth::None,
+    Auth::Basic,
+    Auth::Bearer,
+    Auth::ApiKey,
+    Auth::Cookie,
+    Auth::Digest,
+    Auth::Negotiate,
+    Auth::Mtls,
+    Auth::Other,
+];
+
 impl Default for Found {
     fn default() -> Self {
         Self { rank: 0, auth: Auth::None, principal: None }
@@ -158,6 +184,24 @@ impl Found {
         if other.rank > self.rank || self.auth == Auth::None {
             *self = *other;
         }
+    }
+
+    /// As bytes; none where nothing was found.
+    pub fn write(self, out: &mut Vec<u8>) {
+        if self != Self::default() {
+            out.extend([self.rank, self.auth as u8, self.principal.is_some().into()]);
+            out.extend(self.principal.unwrap_or_default().to_le_bytes());
+        }
+    }
+
+    /// What [`Found::write`] wrote, and what follows it.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> (Self, &[u8]) {
+        let Some((&[rank, auth, named, principal @ ..], rest)) = bytes.split_first_chunk::<PACKED>() else {
+            return (Self::default(), bytes);
+        };
+        let auth = AUTHS.get(usize::from(auth)).copied().unwrap_or(Auth::None);
+        (Self { rank, auth, principal: (named != 0).then(|| u64::from_le_bytes(principal)) }, rest)
     }
 
     /// What the credentials say in all.
@@ -214,12 +258,18 @@ impl Principals {
         Self::new(&key, headers, query)
     }
 
-    /// May a field of this (lower-case) name carry a credential?
+    /// What credential a field of this name may carry, in any case. The first byte and the length are enough to pass
+    /// over most.
     #[must_use]
-    pub fn is_credential(&self, name: &[u8]) -> bool {
-        matches!(name, b"authorization" | b"cookie" | b"x-forwarded-client-cert")
-            || API_KEY_HEADERS.iter().any(|n| n.as_bytes() == name)
-            || self.headers.iter().any(|h| h.as_bytes() == name)
+    pub fn place(&self, name: &[u8]) -> Option<Place> {
+        match (name.len(), name.first()? | 0x20) {
+            (13, b'a') if name.eq_ignore_ascii_case(b"authorization") => Some(Place::Authorization),
+            (6, b'c') if name.eq_ignore_ascii_case(b"cookie") => Some(Place::Cookie),
+            (23, b'x') if name.eq_ignore_ascii_case(b"x-forwarded-client-cert") => Some(Place::ForwardedCertificate),
+            (6..=25, b'a' | b'x' | b'o' | b'p') if is_one_of(&API_KEY_HEADERS, name) => Some(Place::ApiKey),
+            _ if self.headers.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(name)) => Some(Place::ApiKey),
+            _ => None,
+        }
     }
 
     /// Reads the credentials of one request.
@@ -282,24 +332,23 @@ impl Reader<'_> {
         !self.principals.headers.is_empty()
     }
 
-    /// Takes one header field. Names may be in any case; the first byte and the length are enough to pass
-    /// over most.
+    /// Takes one header field. Names may be in any case.
     pub fn field(&mut self, name: &[u8], value: &[u8]) {
-        let Some(first) = name.first() else { return };
-        let (kind, read): (u8, fn(&mut Self, &[u8])) = match (name.len(), first | 0x20) {
-            (13, b'a') if name.eq_ignore_ascii_case(b"authorization") => (0, Self::authorization),
-            (6, b'c') if name.eq_ignore_ascii_case(b"cookie") => (1, Self::cookies),
-            (23, b'x') if name.eq_ignore_ascii_case(b"x-forwarded-client-cert") => (2, Self::forwarded_certificate),
-            (6..=25, b'a' | b'x' | b'o' | b'p') if self.is_key(&API_KEY_HEADERS, name) => (3, Self::api_key),
-            _ if !self.principals.headers.is_empty()
-                && self.principals.headers.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(name)) =>
-            {
-                (3, Self::api_key)
-            }
-            _ => return,
+        if let Some(place) = self.principals.place(name) {
+            self.value(place, value);
+        }
+    }
+
+    /// Takes the value of a field that may carry a credential.
+    pub fn value(&mut self, place: Place, value: &[u8]) {
+        let read = match place {
+            Place::Authorization => Self::authorization,
+            Place::Cookie => Self::cookies,
+            Place::ForwardedCertificate => Self::forwarded_certificate,
+            Place::ApiKey => Self::api_key,
         };
         let Some(memo) = &self.principals.memo else { return read(self, value) };
-        let found = memo.find(kind, value, || {
+        let found = memo.find(place as u8, value, || {
             let mut alone = self.principals.reader();
             read(&mut alone, value);
             alone.found()
@@ -315,7 +364,7 @@ impl Reader<'_> {
             return;
         }
         let configured = || self.principals.query.iter().any(|q| q.as_bytes().eq_ignore_ascii_case(key));
-        if self.is_key(&CREDENTIAL_QUERY, key) || configured() {
+        if is_one_of(&CREDENTIAL_QUERY, key) || configured() {
             self.api_key(value);
         }
     }
@@ -335,10 +384,6 @@ impl Reader<'_> {
     #[must_use]
     pub fn found(self) -> Found {
         Found { rank: self.rank, auth: self.auth, principal: self.principal }
-    }
-
-    fn is_key(&self, names: &[&str], name: &[u8]) -> bool {
-        names.iter().any(|n| n.len() == name.len() && n.as_bytes().eq_ignore_ascii_case(name))
     }
 
     fn take(&mut self, rank: u8, auth: Auth, kind: &str, parts: [&[u8]; 2]) {
@@ -444,6 +489,10 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+fn is_one_of(names: &[&str], name: &[u8]) -> bool {
+    names.iter().any(|n| n.len() == name.len() && n.as_bytes().eq_ignore_ascii_case(name))
 }
 
 /// 16 hexadecimal digits: `{:016x}`, on the way of every request.
@@ -557,6 +606,19 @@ mod tests {
     fn jwt(payload: &str) -> String {
         let part = |text: &str| URL_SAFE.encode(text).trim_end_matches('=').to_owned();
         format!("Bearer {}.{}.c2ln", part(r#"{"alg":"RS256"}"#), part(payload))
+    }
+
+    #[test]
+    fn what_is_written_reads_the_same() {
+        for (i, auth) in AUTHS.into_iter().enumerate() {
+            assert_eq!(auth as usize, i);
+            let found = Found { rank: 3, auth, principal: (i % 2 == 0).then_some(u64::MAX - 7) };
+            let mut bytes = Vec::new();
+            found.write(&mut bytes);
+            assert_eq!(bytes.len(), PACKED);
+            assert_eq!(Found::read(&bytes), (found, &[][..]));
+        }
+        assert_eq!(Found::read(&[]), (Found::default(), &[][..]));
     }
 
     #[test]

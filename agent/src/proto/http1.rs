@@ -2,7 +2,7 @@
 //! long its message is; here it is read for what an exchange carries. Lenient on purpose: what a
 //! server accepted must be counted, well-formed or not.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     credential::{Principals, Reader},
@@ -265,7 +265,7 @@ pub(super) fn split_target(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A path as text: bytes that are not UTF-8 are percent-encoded.
-pub(super) fn text<T: for<'t> From<&'t str>>(path: &[u8]) -> T {
+pub(super) fn lossless(path: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(path) {
         return text.into();
     }
@@ -276,20 +276,28 @@ pub(super) fn text<T: for<'t> From<&'t str>>(path: &[u8]) -> T {
             out.push_str(&format!("%{byte:02X}"));
         }
     }
-    out.as_str().into()
+    out.into()
+}
+
+/// As [`lossless`], as another kind of text.
+fn text<T: for<'t> From<&'t str>>(path: &[u8]) -> T {
+    T::from(&*lossless(path))
 }
 
 pub(super) fn query_keys(query: &[u8]) -> Arc<[Box<str>]> {
     if query.is_empty() {
         return Arc::default();
     }
+    query_names(query).map(text).collect()
+}
+
+/// Names of the parameters that are kept.
+pub(super) fn query_names(query: &[u8]) -> impl Iterator<Item = &[u8]> {
     query
         .split(|&b| b == b'&')
         .map(|pair| &pair[..memchr::memchr(b'=', pair).unwrap_or(pair.len())])
         .filter(|key| !key.is_empty() && key.len() <= MAX_QUERY_KEY)
         .take(MAX_QUERY_KEYS)
-        .map(text)
-        .collect()
 }
 
 /// Hands out the parameters; only their names are kept elsewhere.
@@ -302,14 +310,15 @@ pub(super) fn query_credentials(query: &[u8], credentials: &mut Reader<'_>) {
 }
 
 /// A media type without its parameters, lower case.
-pub(super) fn media_type(value: &[u8]) -> Option<Arc<str>> {
+fn media_type(value: &[u8]) -> Option<Arc<str>> {
+    media_type_of(value).map(Into::into)
+}
+
+/// As [`media_type`], borrowed where it is lower case already.
+pub(super) fn media_type_of(value: &[u8]) -> Option<Cow<'_, str>> {
     let end = value.iter().position(|&b| b == b';').unwrap_or(value.len());
     let media = std::str::from_utf8(value[..end].trim_ascii()).ok().filter(|m| m.len() <= MAX_MEDIA_TYPE)?;
-    if media.bytes().any(|b| b.is_ascii_uppercase()) {
-        Some(media.to_ascii_lowercase().into())
-    } else {
-        Some(media.into())
-    }
+    Some(if media.bytes().any(|b| b.is_ascii_uppercase()) { media.to_ascii_lowercase().into() } else { media.into() })
 }
 
 /// A `traceparent` value (W3C Trace Context, version 00 and compatible ones).

@@ -4,14 +4,18 @@
 use std::sync::{Arc, LazyLock};
 
 use super::{
-    credential::{Found, Principals},
-    hpack::{self, Decoder, Meaning, Seen},
+    credential::{Found, Place, Principals},
+    hpack::{self, Decoder, Meaning, Scratch, Seen},
     http1,
+    texts::Texts,
 };
 use crate::exchange::{MAX_USER_AGENT, Marks, Method, TraceContext};
 
 /// Bytes of a frame's head.
 pub const HEAD: usize = 9;
+
+/// Longest `:protocol` that is told from others, bytes.
+const MAX_PROTOCOL: usize = 32;
 
 /// Types of frames (RFC 9113 section 6).
 pub mod kind {
@@ -89,9 +93,11 @@ pub fn fragment(head: FrameHead, mut payload: &[u8]) -> Option<(&[u8], u32)> {
 }
 
 /// Names of fields, as far as an exchange needs them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "the fields' own names")]
 pub enum Name {
+    #[default]
+    Other,
     Method,
     Path,
     Status,
@@ -105,37 +111,30 @@ pub enum Name {
     /// One that says something by being there.
     Mark(Marks),
     /// One that may carry a credential.
-    Credential(Arc<str>),
-    Other,
+    Credential(Place),
 }
 
-/// What is kept of a field's value.
-#[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "see `Name`")]
-pub enum Value {
-    None,
-    Method(Method),
-    Target(Arc<Target>),
-    Status(u16),
-    Text(Arc<str>),
-    Trace(Option<TraceContext>),
-    GrpcStatus(u32),
-    Credential(Found),
-}
-
-/// A `:path`.
-#[derive(Debug, Default, PartialEq)]
-pub struct Target {
-    /// Without the query.
-    pub path: Arc<str>,
-    /// Names of the query's parameters.
-    pub query_keys: Arc<[Box<str>]>,
-    /// Credentials in the query.
-    pub credential: Found,
+/// How the bytes begin that are kept of a `:path`.
+mod target {
+    /// The rest is the path.
+    pub const PATH: u8 = 0;
+    /// The path's length (4 bytes), the path, names of the query's parameters with `&` between them.
+    pub const QUERY: u8 = 1;
+    /// The query's credentials, then as above.
+    pub const CREDENTIAL: u8 = 2;
 }
 
 /// Table of one direction.
-pub type Table = Decoder<Name, Value>;
+pub type Table = Decoder<Name>;
+
+/// What the decoding of all blocks shares.
+#[derive(Debug, Default)]
+pub struct Shared {
+    scratch: Scratch,
+    paths: Texts,
+    /// User agents and media types.
+    texts: Texts,
+}
 
 /// A header block: what an exchange needs of it. Fields that cannot be known are left as they are by
 /// default, and `unknown` is set.
@@ -143,12 +142,14 @@ pub type Table = Decoder<Name, Value>;
 pub struct Block {
     /// `:method`.
     pub method: Option<Method>,
-    /// `:path`.
-    pub target: Option<Arc<Target>>,
+    /// `:path` without the query.
+    pub path: Option<Arc<str>>,
+    /// Names of the query's parameters; `None` where there is no query.
+    pub query_keys: Option<Arc<[Box<str>]>>,
     /// `:status`.
     pub status: Option<u16>,
-    /// `:protocol` (RFC 8441).
-    pub protocol: Option<Arc<str>>,
+    /// `:protocol` (RFC 8441) is `websocket`.
+    pub websocket: bool,
     /// Some field that only requests have was there.
     pub of_request: bool,
     /// Credentials.
@@ -172,33 +173,82 @@ impl Block {
     ///
     /// # Errors
     /// It is not valid HPACK; what was read before the fault is lost with it.
-    pub fn decode(table: &mut Table, principals: &Principals, block: &[u8]) -> Result<Self, hpack::BadBlock> {
+    pub fn decode(
+        table: &mut Table,
+        principals: &Principals,
+        shared: &mut Shared,
+        block: &[u8],
+    ) -> Result<Self, hpack::BadBlock> {
         let mut out = Self::default();
-        table.block(&Fields { principals }, block, |seen| match seen {
-            Seen::Field(name, value) => out.take(name, value),
+        let Shared { scratch, paths, texts } = shared;
+        table.block(&Fields { principals }, scratch, block, |seen| match seen {
+            Seen::Field(name, kept) => out.take(name, kept, paths, texts),
             Seen::Unknown => out.unknown = true,
         })?;
         Ok(out)
     }
 
-    fn take(&mut self, name: &Name, value: &Value) {
-        match (name, value) {
-            (Name::Method, Value::Method(method)) => self.method = Some(method.clone()),
-            (Name::Path, Value::Target(target)) => {
-                self.credential.merge(&target.credential);
-                self.target = Some(target.clone());
+    /// Takes a field: what [`Fields::keep`] kept of it.
+    fn take(&mut self, name: Name, kept: &[u8], paths: &mut Texts, texts: &mut Texts) {
+        match name {
+            Name::Other => return,
+            Name::OfRequest => {}
+            Name::Method => {
+                if let Ok(method) = std::str::from_utf8(kept) {
+                    self.method = Some(Method::from_token(method));
+                }
             }
-            (Name::Status, Value::Status(status)) => self.status = Some(*status),
-            (Name::Protocol, Value::Text(text)) => self.protocol = Some(text.clone()),
-            (Name::Traceparent, Value::Trace(trace)) => self.trace = *trace,
-            (Name::UserAgent, Value::Text(text)) => self.user_agent = Some(text.clone()),
-            (Name::ContentType, Value::Text(text)) => self.media = Some(text.clone()),
-            (Name::GrpcStatus, Value::GrpcStatus(status)) => self.grpc_status = Some(*status),
-            (Name::Mark(marks), _) => self.marks.insert(*marks),
-            (Name::Credential(_), Value::Credential(found)) => self.credential.merge(found),
-            _ => {}
+            Name::Path => self.target(kept, paths),
+            Name::Protocol => self.websocket = kept == b"websocket",
+            Name::Status => {
+                if let Ok(status) = kept.try_into() {
+                    self.status = Some(u16::from_le_bytes(status));
+                }
+                return;
+            }
+            Name::Traceparent => {
+                self.trace = kept.split_first_chunk().and_then(|(trace_id, rest)| {
+                    let (parent_id, rest) = rest.split_first_chunk()?;
+                    Some(TraceContext { trace_id: *trace_id, parent_id: *parent_id, sampled: rest == [1] })
+                });
+                return;
+            }
+            Name::UserAgent => {
+                self.user_agent = Some(texts.get(kept, String::from_utf8_lossy));
+                return;
+            }
+            Name::ContentType => {
+                if !kept.is_empty() {
+                    self.media = Some(texts.get(kept, String::from_utf8_lossy));
+                }
+                return;
+            }
+            Name::GrpcStatus => {
+                if let Ok(status) = kept.try_into() {
+                    self.grpc_status = Some(u32::from_le_bytes(status));
+                }
+                return;
+            }
+            Name::Mark(marks) => return self.marks.insert(marks),
+            Name::Credential(_) => return self.credential.merge(&Found::read(kept).0),
         }
-        self.of_request |= matches!(name, Name::Method | Name::Path | Name::Protocol | Name::OfRequest);
+        self.of_request = true;
+    }
+
+    fn target(&mut self, kept: &[u8], paths: &mut Texts) {
+        let Some((&form, mut rest)) = kept.split_first() else { return };
+        let (mut path, mut keys) = (rest, &[][..]);
+        if form != target::PATH {
+            if form == target::CREDENTIAL {
+                let found;
+                (found, rest) = Found::read(rest);
+                self.credential.merge(&found);
+            }
+            let Some((length, rest)) = rest.split_first_chunk() else { return };
+            (path, keys) = rest.split_at((u32::from_le_bytes(*length) as usize).min(rest.len()));
+        }
+        self.query_keys = (!keys.is_empty()).then(|| http1::query_keys(keys));
+        self.path = Some(paths.get(path, http1::lossless));
     }
 }
 
@@ -209,25 +259,25 @@ pub struct Fields<'p> {
 }
 
 /// The static table, read once.
-static FIXED: LazyLock<Vec<(Name, Value)>> = LazyLock::new(|| {
+static FIXED: LazyLock<Vec<(Name, Box<[u8]>)>> = LazyLock::new(|| {
     let principals = Principals::default();
     let fields = Fields { principals: &principals };
     hpack::STATIC
         .iter()
         .map(|(name, value)| {
             let name = fields.name(name.as_bytes());
-            let value = fields.value(&name, value.as_bytes());
-            (name, value)
+            let mut kept = Vec::new();
+            fields.keep(name, value.as_bytes(), &mut kept);
+            (name, kept.into())
         })
         .collect()
 });
 
 impl Meaning for Fields<'_> {
     type Name = Name;
-    type Value = Value;
 
-    fn fixed(&self, index: usize) -> Option<&(Name, Value)> {
-        FIXED.get(index)
+    fn fixed(&self, index: usize) -> Option<(Name, &[u8])> {
+        FIXED.get(index).map(|(name, kept)| (*name, &**kept))
     }
 
     fn name(&self, name: &[u8]) -> Name {
@@ -245,49 +295,40 @@ impl Meaning for Fields<'_> {
             b"www-authenticate" => Name::Mark(Marks::CHALLENGE),
             b"deprecation" => Name::Mark(Marks::DEPRECATED),
             b"sunset" => Name::Mark(Marks::SUNSET),
-            other if self.principals.is_credential(other) => {
-                Name::Credential(String::from_utf8_lossy(other).as_ref().into())
-            }
-            _ => Name::Other,
+            other => self.principals.place(other).map_or(Name::Other, Name::Credential),
         }
     }
 
-    fn value(&self, name: &Name, value: &[u8]) -> Value {
+    fn keep(&self, name: Name, value: &[u8], kept: &mut Vec<u8>) {
         let number = || std::str::from_utf8(value).ok().and_then(|v| v.parse::<u32>().ok());
         match name {
-            Name::Method => std::str::from_utf8(value).map_or(Value::None, |m| Value::Method(Method::from_token(m))),
-            Name::Path => Value::Target(Arc::new(self.target(value))),
-            Name::Status => number().and_then(|n| u16::try_from(n).ok()).map_or(Value::None, Value::Status),
-            Name::Protocol if value.len() <= 32 => Value::Text(String::from_utf8_lossy(value).as_ref().into()),
-            Name::Traceparent => Value::Trace(http1::traceparent(value)),
-            Name::UserAgent => {
-                let end = value.len().min(MAX_USER_AGENT);
-                Value::Text(String::from_utf8_lossy(&value[..end]).as_ref().into())
+            Name::Method => kept.extend_from_slice(value),
+            Name::Path => self.keep_target(value, kept),
+            Name::Protocol => kept.extend_from_slice(&value[..value.len().min(MAX_PROTOCOL)]),
+            Name::Status => {
+                kept.extend(number().and_then(|n| u16::try_from(n).ok()).iter().flat_map(|n| n.to_le_bytes()))
             }
-            Name::ContentType => http1::media_type(value).map_or(Value::None, Value::Text),
+            Name::Traceparent => {
+                if let Some(trace) = http1::traceparent(value) {
+                    kept.extend(trace.trace_id);
+                    kept.extend(trace.parent_id);
+                    kept.push(trace.sampled.into());
+                }
+            }
+            Name::UserAgent => kept.extend_from_slice(&value[..value.len().min(MAX_USER_AGENT)]),
+            Name::ContentType => kept.extend_from_slice(http1::media_type_of(value).unwrap_or_default().as_bytes()),
             // A status that is none is an unknown error (gRPC over HTTP/2: Responses).
-            Name::GrpcStatus => Value::GrpcStatus(number().unwrap_or(2)),
-            Name::Credential(name) => {
+            Name::GrpcStatus => kept.extend(number().unwrap_or(2).to_le_bytes()),
+            Name::Credential(place) => {
                 let mut reader = self.principals.reader();
-                reader.field(name.as_bytes(), value);
-                Value::Credential(reader.found())
+                reader.value(place, value);
+                reader.found().write(kept);
             }
-            _ => Value::None,
+            Name::Other | Name::OfRequest | Name::Mark(_) => {}
         }
     }
 
-    fn weight(&self, value: &Value) -> usize {
-        match value {
-            Value::Text(text) => text.len() + 16,
-            Value::Target(target) => {
-                target.path.len() + target.query_keys.iter().map(|k| k.len() + 16).sum::<usize>() + size_of::<Target>()
-            }
-            Value::Method(Method::Other(token)) => token.len(),
-            _ => 0,
-        }
-    }
-
-    fn is_secret(&self, name: &Name, value: &[u8]) -> bool {
+    fn is_secret(&self, name: Name, value: &[u8]) -> bool {
         match name {
             Name::Credential(_) => true,
             Name::Path => memchr::memchr(b'?', value).is_some(),
@@ -297,13 +338,26 @@ impl Meaning for Fields<'_> {
 }
 
 impl Fields<'_> {
-    fn target(&self, value: &[u8]) -> Target {
+    /// See [`target`].
+    fn keep_target(&self, value: &[u8], kept: &mut Vec<u8>) {
         let (path, query) = http1::split_target(value);
-        let mut reader = self.principals.reader();
-        if !query.is_empty() {
-            http1::query_credentials(query, &mut reader);
+        if query.is_empty() {
+            kept.push(target::PATH);
+            return kept.extend_from_slice(path);
         }
-        Target { path: http1::text(path), query_keys: http1::query_keys(query), credential: reader.found() }
+        let mut reader = self.principals.reader();
+        http1::query_credentials(query, &mut reader);
+        let found = reader.found();
+        kept.push(if found == Found::default() { target::QUERY } else { target::CREDENTIAL });
+        found.write(kept);
+        kept.extend(u32::try_from(path.len()).unwrap_or(u32::MAX).to_le_bytes());
+        kept.extend_from_slice(path);
+        for (i, name) in http1::query_names(query).enumerate() {
+            if i > 0 {
+                kept.push(b'&');
+            }
+            kept.extend_from_slice(name);
+        }
     }
 }
 
@@ -320,12 +374,14 @@ mod tests {
         block.extend(b"Bearer abc");
         let mut table = Table::new(true);
         let principals = Principals::new(b"0123456789abcdef", &[], &[]).expect("a key");
-        let first = Block::decode(&mut table, &principals, &block).expect("valid");
+        let mut shared = Shared::default();
+        let first = Block::decode(&mut table, &principals, &mut shared, &block).expect("valid");
         assert_eq!(first.method, Some(Method::Get));
-        assert_eq!(first.target.as_deref().map(|t| &*t.path), Some("/"));
+        assert_eq!(first.path.as_deref(), Some("/"));
         assert!(first.of_request && !first.unknown);
         // The same again, out of the table.
-        let again = Block::decode(&mut table, &principals, &[0x82, 0x86, 0x84, 0xbf, 0xbe]).expect("valid");
+        let again =
+            Block::decode(&mut table, &principals, &mut shared, &[0x82, 0x86, 0x84, 0xbf, 0xbe]).expect("valid");
         assert_eq!(again, first);
         let credential = again.credential.credential();
         assert_eq!(credential.auth, Auth::Bearer);
@@ -336,18 +392,19 @@ mod tests {
     #[test]
     fn a_default_table_full_of_short_paths_is_known_whole() {
         let (mut table, principals) = (Table::new(true), Principals::default());
+        let mut shared = Shared::default();
         // 40 bytes each as the protocol counts.
         let path = |i: u8| format!("/{i:02x}");
         for i in 0..102 {
             let block = [&[0x82, 0x44, 3][..], path(i).as_bytes()].concat();
-            Block::decode(&mut table, &principals, &block).expect("valid");
+            Block::decode(&mut table, &principals, &mut shared, &block).expect("valid");
         }
         for i in 0..102 {
             // The newest has index 62; from 127 on there is a second byte (RFC 7541 section 5.1).
             let index = 62 + 101 - i;
             let block = if index < 127 { vec![0x82, 0x80 | index] } else { vec![0x82, 0xff, index - 127] };
-            let block = Block::decode(&mut table, &principals, &block).expect("valid");
-            assert_eq!(block.target.as_deref().map(|t| &*t.path), Some(&*path(i)), "entry {i}");
+            let block = Block::decode(&mut table, &principals, &mut shared, &block).expect("valid");
+            assert_eq!(block.path.as_deref(), Some(&*path(i)), "entry {i}");
         }
     }
 
@@ -364,9 +421,9 @@ mod tests {
         #[test]
         fn never_panics(blocks in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..200), 0..8)) {
             let mut table = Table::new(false);
-            let principals = Principals::default();
+            let (principals, mut shared) = (Principals::default(), Shared::default());
             for block in blocks {
-                let _ = Block::decode(&mut table, &principals, &block);
+                let _ = Block::decode(&mut table, &principals, &mut shared, &block);
                 proptest::prop_assert!(table.memory() <= hpack::MAX_TABLE);
             }
         }

@@ -8,3 +8,4 @@ pub mod http1;
 pub mod http2;
 mod huffman;
 mod memo;
+mod texts;

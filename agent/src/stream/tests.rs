@@ -8,6 +8,9 @@ struct Bench {
     stats: Stats,
     principals: Principals,
     partial: usize,
+    shared: http2::Shared,
+    open: usize,
+    most_open: usize,
     out: Vec<Exchange>,
     next: [u32; 2],
     now: u64,
@@ -20,6 +23,9 @@ impl Bench {
             stats: Stats::default(),
             principals: Principals::default(),
             partial: 0,
+            shared: http2::Shared::default(),
+            open: 0,
+            most_open: MAX_OPEN,
             out: Vec::new(),
             next: [0; 2],
             now: 0,
@@ -47,6 +53,9 @@ impl Bench {
             stats: &self.stats,
             partial: &mut self.partial,
             most_partial: 1 << 20,
+            shared: &mut self.shared,
+            open: &mut self.open,
+            most_open: self.most_open,
         };
         self.session.record(&frames, self.now, 7, &mut around, &mut self.out);
     }
@@ -57,6 +66,9 @@ impl Bench {
             stats: &self.stats,
             partial: &mut self.partial,
             most_partial: 1 << 20,
+            shared: &mut self.shared,
+            open: &mut self.open,
+            most_open: self.most_open,
         };
         act(&mut self.session, &mut around, &mut self.out);
     }
@@ -212,7 +224,36 @@ fn bounds_hold() {
     }
     assert!(b.partial <= MAX_BLOCK);
     b.act(|s, around, out| s.close(None, 0, around, out));
-    assert_eq!(b.partial, 0);
+    assert_eq!((b.partial, b.open, b.session.memory()), (0, 0, size_of::<Session>()));
+}
+
+/// Sessions share the room of open streams: who has many gives up the oldest, and who has few does not notice.
+#[test]
+fn open_streams_of_all_sessions_are_bounded() {
+    let mut b = Bench::new(false);
+    b.most_open = 100_000;
+    let long = |i: u32| {
+        let path = format!("/{i:0>99}");
+        frame(1, 4, 2 * i + 1, &[&[0x82, 0x04, 100][..], path.as_bytes()].concat())
+    };
+    b.frames(true, &(0..1_000).flat_map(long).collect::<Vec<_>>());
+    assert!(b.open <= b.most_open + 500, "{}", b.open);
+    // The oldest of the session are the exchanges that were given up, in their order, as lost.
+    assert_eq!(b.out.len() + b.session.open(), 1_000);
+    for (i, x) in b.out.iter().enumerate() {
+        assert_eq!((x.path.as_deref(), x.end), (Some(&*format!("/{i:0>99}")), End::Lost));
+    }
+    let (held, given_up) = (b.open, b.out.len());
+    let mut others = Bench { open: held, most_open: b.most_open, ..Bench::new(false) };
+    others.frames(true, &(0..3).flat_map(long).collect::<Vec<_>>());
+    assert_eq!((others.session.open(), others.out.len()), (3, 0));
+    others.frames(true, &(3..50).flat_map(long).collect::<Vec<_>>());
+    assert!(others.open <= held + FAIR + 500);
+    others.act(|s, around, out| s.close(None, 0, around, out));
+    assert_eq!(others.open, held);
+    b.act(|s, around, out| s.close(None, 0, around, out));
+    assert_eq!((b.open, b.out.len()), (0, 1_000));
+    assert!(given_up > 500);
 }
 
 /// Sizes that no connection has: found by fuzzing.
