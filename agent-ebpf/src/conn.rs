@@ -183,6 +183,17 @@ pub fn realign(connection: &mut Connection, direction: usize) {
     connection.state &= !UNSURE;
 }
 
+/// As [`realign`], where answers may be what went by: the one that begins is to the last request.
+#[inline(always)]
+pub fn skip_answers(connection: &mut Connection, direction: usize) {
+    let asked = connection.requests;
+    let d = &mut connection.directions[direction & 1];
+    if d.index < asked {
+        d.index = asked - 1;
+        connection.state &= !UNSURE;
+    }
+}
+
 /// A direction carries no more bytes: a body that lasts until then is whole.
 #[inline(always)]
 pub fn end_direction(work: &mut Work, connection: &mut Connection, direction: usize) {

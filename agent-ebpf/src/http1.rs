@@ -411,8 +411,12 @@ fn follow(work: &mut Work, connection: &mut Connection) {
         connection.state |= QUIET;
         return;
     }
-    if connection.state & UNSURE != 0 && !response {
-        conn::realign(connection, direction);
+    if connection.state & UNSURE != 0 {
+        if response {
+            conn::skip_answers(connection, direction);
+        } else {
+            conn::realign(connection, direction);
+        }
     }
     let requests = connection.requests;
     let d = &mut connection.directions[direction];

@@ -517,6 +517,24 @@ def spliced_requests_between():
         note(rq, rs, status=400 + i, side="client" if i % 2 else "both")
 
 
+def spliced_answers_between():
+    """A client that splices every other answer away, unread: what it reads belongs to its request."""
+    a, c = pair()
+    say(tcp(a))
+    r, w = os.pipe()
+    for i in range(7):
+        rq, rs = request(i, b"q" * (10 + i)), response(b"a" * (20 + i), status=400 + i)
+        c.sendall(rq)
+        exactly(a, len(rq))
+        a.sendall(rs)
+        if i % 2:
+            splice_all(c.fileno(), w, len(rs))
+            exactly_read(r, len(rs))
+        else:
+            exactly(c, len(rs))
+        note(rq, rs, status=400 + i, side="server" if i % 2 else "both")
+
+
 globals()[CASE]()
 for one in sent:
     print(json.dumps(one), flush=True)

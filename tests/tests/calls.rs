@@ -110,6 +110,12 @@ fn a_server_that_splices_requests_away() {
     uncovered("spliced_requests_between", "missed_bytes", 3);
 }
 
+/// The same of answers.
+#[test]
+fn a_client_that_splices_answers_away() {
+    uncovered("spliced_answers_between", "missed_bytes", 3);
+}
+
 /// The receiver takes an urgent byte apart from the stream.
 #[test]
 fn an_urgent_byte_between_messages() {
