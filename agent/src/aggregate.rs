@@ -28,6 +28,8 @@ pub const MAX_CALLERS: usize = 64;
 pub const OVERFLOW: &str = "/{overflow}";
 /// Seconds over which the rate is averaged.
 const RATE_SECONDS: usize = 10;
+/// Endpoints that are found again without their texts: 8 KiB, a place each for the usual limit.
+const LATELY: usize = 2_048;
 /// Durations: 2^4 buckets for each power of two, so within 6.25 %, up to 2^43 ns (2.4 hours).
 const DURATION: (u8, u8) = (4, 43);
 /// Sizes: within 25 %, up to 2^40 bytes.
@@ -96,6 +98,8 @@ pub trait Recorder: Send {
 /// All endpoints of this node.
 pub struct Endpoints {
     index: FxHashMap<Key, usize>,
+    /// Numbers of endpoints that came lately, by [`place`]: what is found here needs no hash of its texts.
+    lately: Box<[u32; LATELY]>,
     list: Vec<Endpoint>,
     sink: Option<Box<dyn SeriesSink>>,
     limit: usize,
@@ -112,6 +116,24 @@ struct Key {
     side: Side,
     method: Method,
     route: Arc<str>,
+}
+
+impl Key {
+    fn is_of(&self, exchange: &Exchange, route: &Arc<str>) -> bool {
+        self.route == *route
+            && self.service == exchange.service
+            && self.side == exchange.side
+            && self.method == exchange.method
+            && self.workload.as_ref() == exchange.origin.as_ref().and_then(|o| o.workload.as_ref())
+    }
+}
+
+/// Where a number may be in [`Endpoints::lately`]: routes are shared, so their addresses say nearly always which it is.
+fn place(exchange: &Exchange, route: &Arc<str>) -> usize {
+    let addresses = [route.as_ptr() as u64, exchange.method.as_str().as_ptr() as u64, exchange.side as u64];
+    // The upper bits of a product depend on all bits below (Fibonacci hashing).
+    let mixed = addresses.iter().fold(0, |h: u64, a| (h.rotate_left(5) ^ a).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    (mixed >> 32) as usize % LATELY
 }
 
 struct Endpoint {
@@ -208,12 +230,29 @@ impl Endpoints {
     /// None yet. Every exchange also goes to `sink`.
     #[must_use]
     pub fn new(limit: usize, sink: Option<Box<dyn SeriesSink>>) -> Self {
-        Self { index: FxHashMap::default(), list: Vec::new(), sink, limit, overflowed: 0 }
+        let lately = Box::new([u32::MAX; LATELY]);
+        Self { index: FxHashMap::default(), lately, list: Vec::new(), sink, limit, overflowed: 0 }
     }
 
     /// Adds one exchange under its route. Gives the number of its endpoint, which stays the same; `None`
     /// for one that did not fit.
     pub fn record(&mut self, exchange: &Exchange, route: &Arc<str>, source: &'static str) -> Option<usize> {
+        let place = place(exchange, route);
+        let lately = self.lately[place] as usize;
+        let at = match self.list.get(lately) {
+            Some(endpoint) if !endpoint.moved && endpoint.key.is_of(exchange, route) => lately,
+            _ => {
+                let at = self.find(exchange, route, source);
+                self.lately[place] = u32::try_from(at).unwrap_or(u32::MAX);
+                at
+            }
+        };
+        let endpoint = self.list.get_mut(at)?;
+        endpoint.add(exchange, &mut self.sink);
+        (endpoint.source != "overflow").then_some(at)
+    }
+
+    fn find(&mut self, exchange: &Exchange, route: &Arc<str>, source: &'static str) -> usize {
         let key = Key {
             service: exchange.service.clone(),
             workload: exchange.origin.as_ref().and_then(|o| o.workload.clone()),
@@ -221,13 +260,10 @@ impl Endpoints {
             method: exchange.method.clone(),
             route: route.clone(),
         };
-        let at = match self.index.get(&key) {
+        match self.index.get(&key) {
             Some(&at) => at,
             None => self.add(key, source, exchange.ts),
-        };
-        let endpoint = self.list.get_mut(at)?;
-        endpoint.add(exchange, &mut self.sink);
-        (endpoint.source != "overflow").then_some(at)
+        }
     }
 
     fn add(&mut self, key: Key, source: &'static str, ts: u64) -> usize {

@@ -44,7 +44,8 @@ use evidence::{Evidence, Witness};
 const MAX_SERVICES: usize = 512;
 /// Most paths per service whose route is remembered; then all are looked up again.
 const MAX_KNOWN: usize = 8_192;
-/// Such paths of all services together, about 100 bytes each: many services get fewer each, [`LEAST_KNOWN`] at least.
+/// Such paths of all services together, about 100 bytes each, their texts shared with exchanges: many services get
+/// fewer each, [`LEAST_KNOWN`] at least.
 const MAX_KNOWN_ALL: usize = 65_536;
 /// See [`MAX_KNOWN_ALL`].
 const LEAST_KNOWN: usize = 128;
@@ -92,8 +93,10 @@ struct Service {
     documented: Patterns,
     evidence: Evidence,
     table: Table,
-    known: FxHashMap<Box<str>, Known>,
+    known: FxHashMap<Arc<str>, Known>,
     templates: FxHashSet<Arc<str>>,
+    /// A route is written here before it is looked up in `templates`.
+    text: String,
     /// Callers, the hour in which they came last, and how many new words they brought in it.
     callers: FxHashMap<u32, (u64, u32)>,
     authenticated: u64,
@@ -132,7 +135,7 @@ impl Routes {
 
     /// The route of an exchange, which is evidence too. A path that was seen lately costs two look-ups.
     pub fn route(&mut self, exchange: &Exchange) -> Route {
-        let Some(path) = exchange.path.as_deref() else {
+        let Some(path) = &exchange.path else {
             return Route { template: UNKNOWN.into(), source: "typed" };
         };
         let at = match self.index.get(&exchange.service) {
@@ -230,6 +233,7 @@ impl Default for Service {
             table: Table::default(),
             known: FxHashMap::default(),
             templates: FxHashSet::default(),
+            text: String::new(),
             callers: FxHashMap::default(),
             authenticated: 0,
             answered: 0,
@@ -241,7 +245,7 @@ impl Default for Service {
 }
 
 impl Service {
-    fn route(&mut self, patterns: &Patterns, exchange: &Exchange, path: &str, room: usize) -> Route {
+    fn route(&mut self, patterns: &Patterns, exchange: &Exchange, path: &Arc<str>, room: usize) -> Route {
         let evident = is_evidence(exchange.status);
         if evident {
             self.answered += 1;
@@ -259,7 +263,7 @@ impl Service {
         if self.known.len() >= room {
             self.forget();
         }
-        self.known.insert(path.into(), Known { route: route.clone(), end, hits: 0 });
+        self.known.insert(path.clone(), Known { route: route.clone(), end, hits: 0 });
         route
     }
 
@@ -305,8 +309,9 @@ impl Service {
         if let Some(template) = patterns.find(path) {
             return Route { template, source: "config" };
         }
-        let mut text = String::with_capacity(path.len() + 8);
-        let known = self.table.route(path, &mut text);
+        let text = &mut self.text;
+        text.clear();
+        let known = self.table.route(path, text);
         if text.is_empty() || (path.ends_with('/') && path.len() > 1) {
             text.push('/');
         }
@@ -322,7 +327,7 @@ impl Service {
                 if self.templates.len() >= 2 * MAX_KNOWN {
                     self.templates.clear();
                 }
-                let shared: Arc<str> = text.into();
+                let shared: Arc<str> = text.as_str().into();
                 self.templates.insert(shared.clone());
                 shared
             }
@@ -396,8 +401,17 @@ fn caller(exchange: &Exchange) -> u32 {
     (wide ^ (wide >> 32)) as u32
 }
 
+/// Segments that are not empty.
 fn segments(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter(|s| !s.is_empty())
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        let start = rest.bytes().position(|b| b != b'/')?;
+        // Segments are short: a loop beats a vector search.
+        let (_, from) = rest.split_at(start);
+        let (segment, after) = from.split_at(from.bytes().position(|b| b == b'/').unwrap_or(from.len()));
+        rest = after;
+        Some(segment)
+    })
 }
 
 fn matches(pattern: &[Box<str>], path: &str) -> bool {

@@ -295,6 +295,7 @@ impl Findings {
     }
 
     /// Has this to be worked out? When the same was said lately it is only counted.
+    #[cold]
     pub fn wants(&mut self, rule: &'static Rule, about: About<'_>) -> bool {
         if self.disabled.contains(&rule.id) {
             return false;
@@ -330,6 +331,7 @@ impl Findings {
     }
 
     /// Takes what was worked out.
+    #[cold]
     pub fn report(&mut self, rule: &'static Rule, mut about: About<'_>, sighting: Sighting) {
         let mut key = Self::key(rule, about);
         if !self.index.contains_key(&key) && about.actor.is_some() {

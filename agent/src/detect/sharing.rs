@@ -61,9 +61,17 @@ impl Packed for Places {
     }
 }
 
+/// How many a mask stands for.
 fn counted(mask: u64) -> f64 {
     let used = f64::from(mask.count_ones());
     if used >= 64.0 { 266.0 } else { -64.0 * (1.0 - used / 64.0).ln() }
+}
+
+/// May a mask stand for as many? A mask with `n` bits, half of them at most, stands for less than `1.5 n`: most
+/// masks have few bits, and no logarithm is needed to see that these are not enough.
+fn may_be(mask: u64, least: f64) -> bool {
+    let used = mask.count_ones();
+    used > 32 || 1.5 * f64::from(used) >= least
 }
 
 impl Detector for Sharing {
@@ -99,8 +107,11 @@ impl Detector for Sharing {
         if let Some(agent) = &c.x.user_agent {
             p.agents |= 1 << (sketch::mix(sketch::text(agent)) >> 58);
         }
-        let (networks, agents) = (counted(p.networks), counted(p.agents));
         let limit = self.networks.max(3.0 * f64::from(p.usual));
+        if !may_be(p.networks, limit) || !may_be(p.agents, self.agents) {
+            return;
+        }
+        let (networks, agents) = (counted(p.networks), counted(p.agents));
         if networks >= limit && agents >= self.agents && out.wants(&RULE, c.actor_anywhere()) {
             out.report(
                 &RULE,

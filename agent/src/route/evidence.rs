@@ -75,8 +75,11 @@ impl Evidence {
         let (mut at, mut new) = (0, 0);
         self.count(at, 1);
         for segment in super::segments(path).take(MAX_SEGMENTS) {
-            let shape = Shape::of(segment);
-            at = self.descend(at, segment, shape, witness, may_add, &mut new);
+            // The shape of a word that is known does not matter, and it costs more than the look-up.
+            at = match self.nodes.get(at as usize).and_then(|node| node.children.get(segment)) {
+                Some(&known) => known,
+                None => self.descend(at, segment, Shape::of(segment), witness, may_add, &mut new),
+            };
             self.count(at, 1);
         }
         (at, new)
@@ -127,13 +130,11 @@ impl Evidence {
         }
     }
 
+    /// The node for a segment that is no known word below `at`.
     fn descend(&mut self, at: u32, segment: &str, shape: Shape, witness: Witness, may_add: bool, new: &mut u32) -> u32 {
         let full = !may_add || self.nodes.len() >= MAX_NODES;
         let Some(node) = self.nodes.get(at as usize) else { return at };
         if shape == Shape::Word || may_be_version(node, segment, shape) {
-            if let Some(&child) = node.children.get(segment) {
-                return child;
-            }
             if !full && node.children.len() < MAX_CHILDREN {
                 *new += 1;
                 let child = self.push(at, witness);
@@ -191,7 +192,6 @@ fn may_be_version(node: &Node, segment: &str, shape: Shape) -> bool {
         _ => false,
     };
     usual
-        && (node.children.contains_key(segment)
-            || node.parameter == NONE
-                && node.children.keys().filter(|k| Shape::of(k) != Shape::Word).count() < MAX_VERSIONS)
+        && node.parameter == NONE
+        && node.children.keys().filter(|k| Shape::of(k) != Shape::Word).count() < MAX_VERSIONS
 }
