@@ -334,6 +334,8 @@ fn tls_version(hello: &[u8]) -> Option<TlsVersion> {
         0x0304 => Some(TlsVersion::Tls13),
         _ => None,
     };
+    // Cut off before the extensions, what it says first may be another's.
+    hello.get(38)?;
     let mut chosen = name(word(hello, 4)?);
     for (kind, content) in extensions(hello) {
         match kind {
@@ -388,8 +390,11 @@ mod tests {
         assert_eq!(tls_version(&hello), Some(TlsVersion::Tls13));
         assert_eq!(tls_version(&hello[..30]), None);
         assert_eq!(tls_cipher(&hello).map(Cipher::name), Some("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"));
+        assert_eq!(tls_alpn(&hello), None);
+        hello.extend_from_slice(&[0, 16, 0, 5, 0, 3, 2, b'h', b'2']);
+        assert_eq!(tls_alpn(&hello), Some(Alpn::H2));
         for cut in 0..hello.len() {
-            let _ = (tls_version(&hello[..cut]), tls_cipher(&hello[..cut]));
+            let _ = (tls_version(&hello[..cut]), tls_cipher(&hello[..cut]), tls_alpn(&hello[..cut]));
         }
     }
 
