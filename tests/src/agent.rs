@@ -266,7 +266,14 @@ impl Agent {
         for e in seen {
             complaints.push(format!("not sent: {side} {} {:?} {}", e.method, e.path, e.status));
         }
-        assert!(complaints.is_empty(), "at {server} (losses {}):\n  {}", self.lost(), complaints.join("\n  "));
+        let told = |totals: &std::collections::BTreeMap<String, u64>| format!("{totals:?}");
+        assert!(
+            complaints.is_empty(),
+            "at {server} (losses {}, unread {}):\n  {}",
+            self.lost(),
+            self.snapshot().map_or_else(String::new, |s| told(&s.totals.unread)),
+            complaints.join("\n  ")
+        );
     }
 
     /// Ends the agent as a person would; its exit must be clean and soon.

@@ -218,6 +218,8 @@ fn half_closed_both_ways() {
         &[
             Step::client(rq.clone()),
             Step::Shutdown(true),
+            // Else the answer and its end may be there before the client says that it has no more to send.
+            Step::ReadEnd(false),
             Step::server(rs.clone()),
             Step::Shutdown(false),
             Step::ReadEnd(true),
